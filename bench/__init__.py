@@ -1,0 +1,1 @@
+"""Measurement, and what needs torch beside it."""

@@ -1,0 +1,1 @@
+"""ONNX graphs to something that runs, each backend behind one protocol."""

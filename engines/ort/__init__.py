@@ -1,0 +1,1 @@
+"""The plain backend: ONNX Runtime, on any machine."""

@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX: the only folder, with bench, that sees torch."""

@@ -1,0 +1,1 @@
+"""Prompt to picture: schedule, samplers, loop, pipeline, command line."""
