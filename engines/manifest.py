@@ -75,6 +75,18 @@ class ScheduleRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnetRecord:
+    """The shape of the UNet, level by level: what its memory need is reckoned from.
+
+    `heads` is 0 at a level without attention; `channels` are diffusers' `block_out_channels`.
+    """
+
+    in_channels: int
+    channels: tuple[int, ...]
+    heads: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VaeRecord:
     """Between latents and pixels.
 
@@ -91,6 +103,7 @@ class VaeRecord:
     latents_mean: tuple[float, ...] | None
     latents_std: tuple[float, ...] | None
     force_upcast: bool
+    decoder_channels: tuple[int, ...]  # diffusers' `block_out_channels`, for the memory need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +124,7 @@ class Manifest:
     family: Literal["sdxl"]
     schedule: ScheduleRecord
     text_encoders: tuple[TextEncoderRecord, ...]
+    unet: UnetRecord
     vae: VaeRecord
     force_zeros_for_empty_prompt: bool
     defaults: Defaults
