@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.spec import TensorSpec
+from diffusion_rt.engines.spec import Precision, TensorSpec
 
 Buffers = Mapping[str, NDArray[Any]]
 FLOAT = {"float32": np.float32, "float16": np.float16}
@@ -54,6 +54,10 @@ class Backend(Protocol):
         """What `--engine` calls it, with the device it runs on, such as `ort (cpu)`."""
         ...
 
-    def load(self, graph: str) -> Engine:
-        """Open one graph of the model folder (a name of `spec.GRAPHS`)."""
+    def load(self, graph: str, precision: Precision | None = None) -> Engine:
+        """Open one graph of the model folder (a name of `spec.GRAPHS`).
+
+        `precision` is that of the arithmetic; None takes the backend's own. The VAE asks for float32
+        where float16 would overflow.
+        """
         ...
