@@ -1,4 +1,6 @@
-"""The two kinds of failure a user can meet."""
+"""The two kinds of failure a user can meet, and how a stranger's value stands in their message."""
+
+import json
 
 
 class BadInput(ValueError):
@@ -10,3 +12,18 @@ class BadInput(ValueError):
 
 class Fault(RuntimeError):
     """What was asked for was right and still failed here; the command line exits with status 1."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A stranger's value as it may stand in a message: JSON, short, one line."""
+    if isinstance(value, dict):
+        return "an object" if value else "an empty object"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        value = value if len(value) <= limit else value[: limit - 1] + "…"
+        # ASCII keeps control characters, line separators and lone surrogates out of terminals.
+        return json.dumps(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 64:
+        return "a huge integer"
+    return json.dumps(value)
