@@ -146,7 +146,7 @@ def _remove_if_free(path: Path) -> bool:
 
 
 @contextmanager
-def reading(path: Path, *, follow_links: bool = True) -> Iterator[BinaryIO]:
+def reading(path: Path, *, follow_links: bool = True) -> Iterator[io.FileIO]:
     """Open a regular file for reading, unbuffered; BadInput where there is none.
 
     A pipe, a device or a folder under that name is refused and never waited for.
@@ -166,7 +166,7 @@ def reading(path: Path, *, follow_links: bool = True) -> Iterator[BinaryIO]:
         ) from None
     except ValueError:  # a NUL in the name
         raise BadInput(f"{shown(str(path))}: no valid file name") from None
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    with io.FileIO(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BadInput(f"{path}: not a regular file; give the path of a file")
         yield file
@@ -181,7 +181,7 @@ def read_bytes(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
         return read_exactly(file, size, path)
 
 
-def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
+def read_exactly(file: io.FileIO, count: int, path: Path) -> bytes:
     """The next `count` bytes; BadInput where the file ends before."""
     blocks = []
     while count:
@@ -198,7 +198,7 @@ def sha256_of(path: Path, progress: Progress | None = None, *, follow_links: boo
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK))
     with reading(path, follow_links=follow_links) as file:
-        while count := file.readinto(block):  # type: ignore[attr-defined]
+        while count := file.readinto(block):
             digest.update(block[:count])
             if progress:
                 progress(count)

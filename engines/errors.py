@@ -20,10 +20,12 @@ def shown(value: object, limit: int = 60) -> str:
         return "an object" if value else "an empty object"
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}"
-    if isinstance(value, str):
-        value = value if len(value) <= limit else value[: limit - 1] + "…"
+    if isinstance(value, str) and len(value) > limit:
+        value = value[: limit - 1] + "…"
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a huge integer"
+    try:
         # ASCII keeps control characters, line separators and lone surrogates out of terminals.
         return json.dumps(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1 << 64:
-        return "a huge integer"
-    return json.dumps(value)
+    except TypeError:
+        return f"a {type(value).__name__}"

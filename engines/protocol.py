@@ -57,7 +57,7 @@ class Backend(Protocol):
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         """Open one graph of the model folder (a name of `spec.GRAPHS`).
 
-        `precision` is that of the arithmetic; None takes the backend's own. The VAE asks for float32
-        where float16 would overflow.
+        `precision` is that of the arithmetic; None takes the backend's own. The VAE asks for
+        float32 where float16 would overflow.
         """
         ...

@@ -24,7 +24,7 @@ def _constant(word: str) -> NoReturn:
 
 
 def parse(content: bytes, what: str) -> Any:
-    """The value that `content` spells; BadInput, with `what` for its name, where it is broken."""
+    """The value that `content` spells; BadInput, beginning with `what`, where it is broken."""
     try:
         return json.loads(
             content.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant
