@@ -1,0 +1,158 @@
+"""The sub-commands `generate`, `inspect` and `doctor`: arguments in, words and files out."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from diffusion_rt.command import Parser, plain
+from diffusion_rt.engines.choose import choose
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.runtime.flags import add_flags, request_of, whole
+from diffusion_rt.runtime.output import check_output, pictures
+from diffusion_rt.runtime.progress import progress_bars
+
+LONGEST_PROMPT = 1 << 20  # bytes read from standard input
+
+GENERATE = """examples:
+  diffusion-rt generate "a large red circle on a blue background"
+  diffusion-rt generate "two green squares" --steps 20 --sampler euler --seed 7 --output squares.png
+  diffusion-rt generate "a small star" --images 4 --output stars/          (stars/picture-1.png …)
+  diffusion-rt generate "a lighthouse" --model ./sdxl --width 1216 --height 832
+  cat prompt.txt | diffusion-rt generate -
+  diffusion-rt generate -- "-- a prompt that begins with a dash"
+
+Every setting is stored in the PNG; `diffusion-rt inspect FILE` prints the command that draws it
+again. Exit status: 0, 2 for bad input, 1 for a fault, 130 after Ctrl-C.
+"""
+INSPECT = """examples:
+  diffusion-rt inspect picture-1.png      settings, and the command that draws it again
+  diffusion-rt inspect ./sdxl --verify    a model folder, each file held against its sha256
+"""
+DOCTOR = """Exit status: 0 where pictures can be drawn, else 1.
+"""
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Draw pictures and print the name of each. Raises BadInput before any work where it can."""
+    found = _generate_parser().read(argv)
+    found.prompt = _prompt(found)
+    request = request_of(found)
+    check_output(found.output, request.num_images_per_prompt, overwrite=found.overwrite)
+    choice = choose(found.engine, provider=found.provider)
+    if found.format == "text":
+        print(f"engine {choice}", file=sys.stderr)
+
+    from diffusion_rt.runtime.picture import save_png
+    from diffusion_rt.runtime.pipeline import Pipeline
+
+    started = time.perf_counter()
+    with Pipeline.open(
+        found.model, engine=found.engine, threads=found.threads, provider=found.provider
+    ) as pipeline:
+        with progress_bars() as progress:
+            result = pipeline.generate(request, progress=progress)
+    paths = pictures(found.output, len(result.images))
+    for image, path in zip(result.images, paths, strict=True):
+        save_png(image, path, strip_metadata=found.strip_metadata)
+    seconds = time.perf_counter() - started
+    if found.format == "json":
+        drawn = [
+            {"file": str(path), "seed": seed, "width": image.width, "height": image.height}
+            for path, seed, image in zip(paths, result.seeds, result.images, strict=True)
+        ]
+        print(json.dumps({"images": drawn, "engine": str(choice), "seconds": round(seconds, 3)}))
+    else:
+        for path in paths:
+            print(plain(str(path)))
+    return 0
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Print what a model folder or one of our PNGs holds."""
+    raise NotImplementedError
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Print what this machine has and lacks; 0 where pictures can be drawn, else 1."""
+    from diffusion_rt.runtime.doctor import examine, report
+
+    parser = Parser(prog="diffusion-rt doctor", description=doctor.__doc__)
+    parser.add_argument("--online", action="store_true", help="also try to reach the hub")
+    _add_format(parser)
+    found = parser.read(argv)
+    findings = examine(online=found.online)
+    able = all(finding.state != "wrong" for finding in findings)
+    if found.format == "json":
+        lines = [asdict(finding) for finding in findings]
+        print(json.dumps({"able": able, "findings": lines}, indent=2))
+    else:
+        print(report(findings))
+        print("\nPictures can be drawn." if able else "\nPictures cannot be drawn: mend each ✗.")
+    return 0 if able else 1
+
+
+def _generate_parser() -> Parser:
+    parser = Parser(
+        prog="diffusion-rt generate",
+        usage="diffusion-rt generate [PROMPT] [flags]",
+        description="Draw pictures from a prompt; prints the name of each.",
+        epilog=GENERATE,
+    )
+    parser.add_argument(
+        "PROMPT",
+        nargs="?",
+        help="what to draw; `-` reads it from standard input; put `--` before one that begins "
+        "with a dash",
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="an exported model; default: the one shipped"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE|DIR",
+        default="./",
+        help="a name that ends in "
+        ".png (several pictures: NAME-1.png …), or a folder for picture-1.png …; default: here",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of that name")
+    parser.add_argument(
+        "--strip-metadata", action="store_true", help="store no settings in the PNG"
+    )
+    _add_format(parser)
+    add_flags(parser)
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", metavar="NAME", default="auto", help="auto, ort, trt or native")
+    group.add_argument("--threads", type=whole, metavar="N", help="CPU threads; default: all cores")
+    group.add_argument("--provider", metavar="NAME", help="of ONNX Runtime: cpu or cuda")
+    return parser
+
+
+def _add_format(parser: Parser) -> None:
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="json prints one object, an error included, on standard output",
+    )
+
+
+def _prompt(found: argparse.Namespace) -> str:
+    """The prompt from where it was given: PROMPT, --prompt, or standard input for `-`."""
+    given = [text for text in (found.PROMPT, getattr(found, "prompt", None)) if text is not None]
+    if len(given) != 1:
+        problem = "given twice, as PROMPT and as --prompt; leave" if given else "missing; give"
+        raise BadInput(f'the prompt is {problem} one, such as "a red circle"')
+    if found.PROMPT != "-":
+        return str(given[0])
+    content = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+    if len(content) > LONGEST_PROMPT:
+        raise BadInput(f"the prompt on standard input is longer than {LONGEST_PROMPT} bytes")
+    try:
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"the prompt on standard input is not UTF-8 at byte {error.start}; convert it (iconv)"
+        ) from None

@@ -1,0 +1,334 @@
+"""What this machine has, what it lacks, and what to type about it.
+
+A check is a function that returns findings. A finding that keeps pictures from being drawn is
+wrong (✗), one that only an optional part needs is absent (–). Neither torch nor CUDA is imported.
+"""
+
+import importlib
+import os
+import platform
+import shutil
+import stat
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from diffusion_rt import __version__
+from diffusion_rt.command import plain
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.runtime.memory import available
+from diffusion_rt.runtime.nvidia import read_driver
+
+CORE = {
+    "numpy": "numpy",
+    "tokenizers": "tokenizers",
+    "safetensors": "safetensors",
+    "pillow": "PIL",
+    "rich": "rich",
+}
+EXPORT = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "huggingface-hub",
+)
+RUNTIMES = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu"}  # distribution -> our extra
+LITTLE_MEMORY = 400 << 20  # what `generate` takes with the shipped model, about
+LITTLE_DISK = 100 << 20
+MARKS = {"ok": "✓", "absent": "–", "wrong": "✗"}
+SHIPPED = Path(__file__).parent / "models" / "shapes-xl"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report; `fix` is what to type or to read, empty where all is well."""
+
+    state: Literal["ok", "absent", "wrong"]
+    subject: str
+    found: str
+    fix: str = ""
+
+
+Check = Callable[[], Sequence[Finding]]
+
+
+def examine(checks: Sequence[Check] | None = None, *, online: bool = False) -> list[Finding]:
+    """Run the checks, all by default; one that breaks is itself a finding.
+
+    Nothing is sent over the network unless `online`.
+    """
+    findings: list[Finding] = []
+    for check in CHECKS if checks is None else checks:
+        try:
+            findings += check()
+        except Exception as error:  # a report with a hole in it beats none
+            name = check.__name__.replace("_", " ")
+            text = f"cannot be checked: {type(error).__name__}: {error}"
+            findings.append(Finding("wrong", name, text, "report this as a bug of diffusion-rt"))
+    if online:
+        findings.append(reach_hub())
+    return findings
+
+
+def python() -> list[Finding]:
+    """The interpreter and this package."""
+    where = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    finding = Finding("ok", "Python", where)
+    if platform.system() != "Linux":
+        finding = Finding("absent", "Python", where, "tried on Linux only")
+    return [finding, Finding("ok", "diffusion-rt", __version__)]
+
+
+def core_packages() -> list[Finding]:
+    """What every picture needs; imported, since a broken wheel shows only then."""
+    findings = []
+    for distribution, module in CORE.items():
+        trouble = _import_trouble(module)
+        if version := version_of(distribution):
+            repair = f"pip install --force-reinstall {distribution}" if trouble else ""
+        else:
+            repair = f"pip install {distribution}"
+        state: Literal["ok", "wrong"] = "ok" if version and not trouble else "wrong"
+        found = version or "not installed"
+        findings.append(
+            Finding(state, distribution, f"{found}; {trouble}" if trouble else found, repair)
+        )
+    return findings
+
+
+def onnx_runtime() -> list[Finding]:
+    """The engine, and whether its two distributions lie over each other."""
+    have = {name: version for name in RUNTIMES if (version := version_of(name))}
+    if not have:
+        return [
+            Finding("wrong", "ONNX Runtime", "not installed", "pip install 'diffusion-rt[cpu]'")
+        ]
+    found = ", ".join(f"{name} {version}" for name, version in have.items())
+    if len(have) > 1:
+        return [
+            Finding(
+                "wrong",
+                "ONNX Runtime",
+                f"{found}: both own the same files, the later install overwrote the earlier",
+                f"pip uninstall -y {' '.join(have)}, "
+                "then pip install 'diffusion-rt[cpu]' or 'diffusion-rt[gpu]'",
+            )
+        ]
+    (name,) = have
+    if trouble := _import_trouble("onnxruntime"):
+        repair = f"pip install --force-reinstall {name}"
+        return [Finding("wrong", "ONNX Runtime", f"{found}; {trouble}", repair)]
+    providers = importlib.import_module("onnxruntime").get_available_providers()
+    short = [p.removesuffix("ExecutionProvider") for p in providers]
+    line = Finding("ok", "ONNX Runtime", f"{found}; providers: {', '.join(short)}")
+    if "CUDA" in short:
+        return [line, Finding("ok", "CUDA provider", "built in; it loads where --provider cuda")]
+    switch = f"for a GPU: pip uninstall -y {name}, then pip install 'diffusion-rt[gpu]'"
+    return [line, Finding("absent", "CUDA provider", "not in this ONNX Runtime", switch)]
+
+
+def nvidia_driver() -> list[Finding]:
+    """The driver and the GPUs it shows."""
+    driver = read_driver()
+    if driver is None:
+        return [Finding("absent", "NVIDIA driver", "none", "needed for a GPU only")]
+    release = driver.release or "unknown release"
+    if driver.trouble:
+        repair = "reboot after a driver update; in a container, start it with the GPU (--gpus all)"
+        return [Finding("absent", "NVIDIA driver", f"{release}; {driver.trouble}", repair)]
+    cuda = ".".join(map(str, driver.cuda or ()))
+    findings = [Finding("ok", "NVIDIA driver", f"{release}; CUDA up to {cuda}")]
+    if not driver.devices:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        repair = f"CUDA_VISIBLE_DEVICES={hidden!r} may hide them" if hidden is not None else ""
+        findings.append(Finding("absent", "GPU", "no device", repair))
+    for index, device in enumerate(driver.devices):
+        memory = _size(device.memory)
+        free = f", {_size(device.free)} free" if device.free is not None else ""
+        name = f"{device.name}, sm_{device.capability[0]}{device.capability[1]}, {memory}{free}"
+        findings.append(Finding("ok", f"GPU {index}", name))
+    return findings
+
+
+def cuda_packages() -> list[Finding]:
+    """CUDA Python and TensorRT; no part of this release runs on them yet."""
+    findings = []
+    for subject, names, extra in (
+        ("CUDA Python", ("cuda-python", "cuda-bindings"), "gpu"),
+        ("TensorRT", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "trt"),
+    ):
+        have = [f"{name} {version}" for name in names if (version := version_of(name))]
+        if have:
+            findings.append(Finding("ok", subject, f"{', '.join(have)}; not used by this release"))
+        else:
+            found = f"not installed (extra `{extra}`); not used by this release"
+            findings.append(Finding("absent", subject, found))
+    return findings
+
+
+def export_packages() -> list[Finding]:
+    """What `diffusion-rt export` needs, told by its metadata: importing torch takes seconds."""
+    versions = {name: version_of(name) for name in EXPORT}
+    lacking = [name for name, version in versions.items() if version is None]
+    if not lacking:
+        return [Finding("ok", "export", ", ".join(f"{name} {v}" for name, v in versions.items()))]
+    return [
+        Finding(
+            "absent",
+            "export",
+            f"{', '.join(lacking)} not installed",
+            "for diffusion-rt export: pip install 'diffusion-rt[export]'",
+        )
+    ]
+
+
+def processor() -> list[Finding]:
+    """Cores that may be used, which is not how many there are."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = f"{allowed} of {os.cpu_count()} cores may be used"
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        found += f"; OMP_NUM_THREADS={threads}"
+    return [Finding("ok", "CPU", found)]
+
+
+def memory() -> list[Finding]:
+    """What may still be taken, the control group's limit included."""
+    free = available()
+    if free is None:
+        return [Finding("absent", "memory", "unknown")]
+    if free < LITTLE_MEMORY:
+        return [Finding("wrong", "memory", f"{_size(free)} free", "end other programs")]
+    return [Finding("ok", "memory", f"{_size(free)} free")]
+
+
+def disk() -> list[Finding]:
+    """Room in the folder that pictures go to by default."""
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    findings = [Finding("ok", "disk", f"{_size(free)} free in {here}")]
+    if free < LITTLE_DISK:
+        findings = [
+            Finding("absent", "disk", findings[0].found, "make room, or --output elsewhere")
+        ]
+    if not os.access(here, os.W_OK):
+        text = f"{here} cannot be written"
+        findings.append(Finding("absent", "folder", text, "give --output another folder"))
+    return findings
+
+
+def caches() -> list[Finding]:
+    """The folders that export downloads to and that artefacts may go to."""
+    home = Path.home()
+    base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hub = Path(os.environ.get("HF_HOME") or base / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or hub / "hub")
+    return [_cache("cache", base / "diffusion-rt"), _cache("hub cache", hub)]
+
+
+def hub_settings() -> list[Finding]:
+    """How hub names would be fetched; a token is said to be there, never shown."""
+    words = []
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        words.append("HF_HUB_OFFLINE is set: only what the cache holds")
+    if endpoint := os.environ.get("HF_ENDPOINT"):
+        words.append(f"HF_ENDPOINT={endpoint}")
+    if os.environ.get("HF_TOKEN"):
+        words.append("HF_TOKEN is set")
+    return [Finding("ok", "hub", "; ".join(words) or "default settings")]
+
+
+def shipped_model() -> list[Finding]:
+    """The model that ships, each file held against its sha256."""
+    try:
+        model = open_model(SHIPPED)
+        model.verify(full=True)
+    except BadInput as error:
+        repair = "pip install --force-reinstall diffusion-rt"
+        return [Finding("wrong", "shipped model", str(error), repair)]
+    size = sum(record.size for record in model.manifest.files.values())
+    return [Finding("ok", "shipped model", f"{model.manifest.name}, {_size(size)}, intact")]
+
+
+def reach_hub() -> Finding:
+    """Ask the hub for its front page."""
+    from huggingface_hub.constants import ENDPOINT
+
+    try:
+        with urllib.request.urlopen(ENDPOINT, timeout=10) as answer:
+            return Finding("ok", "hub online", f"{ENDPOINT} answers {answer.status}")
+    except (OSError, ValueError) as error:
+        repair = "see to network and proxy (HTTPS_PROXY), or export from a local folder"
+        return Finding("absent", "hub online", f"{ENDPOINT}: {error}", repair)
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings as lines of text, each fix below what it mends."""
+    wide = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{MARKS[finding.state]} {finding.subject:<{wide}}  {plain(finding.found)}")
+        if finding.fix:
+            lines.append(f"{'':<{wide + 4}}→ {plain(finding.fix)}")
+    return "\n".join(lines)
+
+
+CHECKS: tuple[Check, ...] = (
+    python,
+    core_packages,
+    onnx_runtime,
+    shipped_model,
+    processor,
+    memory,
+    disk,
+    caches,
+    nvidia_driver,
+    cuda_packages,
+    export_packages,
+    hub_settings,
+)
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None where it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _import_trouble(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken wheel may raise anything
+        return f"importing {module} fails: {error}"
+    return ""
+
+
+def _cache(subject: str, folder: Path) -> Finding:
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        variable = "XDG_CACHE_HOME" if subject == "cache" else "HF_HOME"
+        repair = f"make it a folder of yours, or set {variable}"
+        return Finding("absent", subject, f"{folder} cannot be written", repair)
+    if folder.exists() and folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return Finding(
+            "absent", subject, f"{folder} can be written by others", f"chmod go-w {folder}"
+        )
+    free = _size(shutil.disk_usage(nearest).free)
+    made = "" if folder.exists() else ", made when needed"
+    return Finding("ok", subject, f"{folder}{made}, {free} free")
+
+
+def _size(count: int) -> str:
+    unit, name = (1 << 30, "GiB") if count >= 1 << 30 else (1 << 20, "MiB")
+    return f"{count / unit:.1f} {name}"

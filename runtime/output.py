@@ -1,0 +1,77 @@
+"""Where pictures go: names that take nothing from anybody, refused early if not writable."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from diffusion_rt.command import shortened
+from diffusion_rt.engines.errors import BadInput
+
+_NUMBERED = re.compile(r"picture-([0-9]{1,9})\.png")
+_PROBE = 1 << 16  # bytes that must fit before any work is begun
+
+
+def check_output(output: str, count: int, *, overwrite: bool) -> None:
+    """Refuse now what could not be written later.
+
+    `output` is a name that ends in .png, or a folder for files named `picture-N.png`. The folder
+    must exist, take a file and have some room; a file that is there is kept unless `overwrite`.
+    """
+    paths = pictures(output, count)
+    folder = paths[0].parent
+    if not folder.is_dir():
+        raise BadInput(f"--output {shortened(output)}: there is no folder {folder}; make it first")
+    for path in paths:
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _unwritable(output, error) from None
+        if not path.is_file():
+            raise BadInput(f"--output: {path} is no regular file; choose another name")
+        if not overwrite:
+            raise BadInput(f"--output: {path} exists; choose another name or add --overwrite")
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(bytes(_PROBE))
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
+def pictures(output: str, count: int) -> list[Path]:
+    """The path of each picture: NAME.png, NAME-1.png … NAME-N.png, or FOLDER/picture-N.png.
+
+    In a folder the numbers go on after the highest one there. Raises BadInput for another suffix.
+    """
+    path = Path(output)
+    if "\0" in output:
+        raise BadInput("--output holds a NUL character, which no file name can")
+    if output.endswith("/") or path.is_dir():
+        first = 1 + _highest(path)
+        return [path / f"picture-{first + i}.png" for i in range(count)]
+    if path.suffix.lower() != ".png":
+        raise BadInput(
+            f"--output {shortened(output)!r} ends in no .png, the one format there is; "
+            f"try {shortened(path.stem or 'picture')}.png"
+        )
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]
+
+
+def _highest(folder: Path) -> int:
+    try:
+        names = [_NUMBERED.fullmatch(path.name) for path in folder.iterdir()]
+    except OSError:  # `check_output` says what is wrong with it
+        return 0
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def _unwritable(output: str, error: OSError) -> BadInput:
+    reason = (error.strerror or "unknown error").lower()
+    return BadInput(
+        f"--output {shortened(output)} cannot be written: {reason}; choose another place"
+    )
