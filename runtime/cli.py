@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from diffusion_rt.command import Parser, plain
-from diffusion_rt.engines.choose import choose
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.runtime.flags import add_flags, request_of, whole
 from diffusion_rt.runtime.output import check_output, pictures
@@ -41,19 +40,22 @@ def generate(argv: Sequence[str]) -> int:
     found.prompt = _prompt(found)
     request = request_of(found)
     check_output(found.output, request.num_images_per_prompt, overwrite=found.overwrite)
-    choice = choose(found.engine, provider=found.provider)
-    if found.format == "text":
-        print(f"engine {choice}", file=sys.stderr)
 
+    from diffusion_rt.engines.choose import choose
     from diffusion_rt.runtime.picture import save_png
     from diffusion_rt.runtime.pipeline import Pipeline
 
+    choice = choose(found.engine, provider=found.provider)
+    if found.format == "text":
+        print(f"engine {choice}", file=sys.stderr)
     started = time.perf_counter()
-    with Pipeline.open(
-        found.model, engine=found.engine, threads=found.threads, provider=found.provider
-    ) as pipeline:
-        with progress_bars() as progress:
-            result = pipeline.generate(request, progress=progress)
+    with (
+        Pipeline.open(
+            found.model, engine=found.engine, threads=found.threads, provider=found.provider
+        ) as pipeline,
+        progress_bars() as progress,
+    ):
+        result = pipeline.generate(request, progress=progress)
     paths = pictures(found.output, len(result.images))
     for image, path in zip(result.images, paths, strict=True):
         save_png(image, path, strip_metadata=found.strip_metadata)
