@@ -10,6 +10,10 @@ class BadInput(ValueError):
     """
 
 
+class OutOfMemory(BadInput):
+    """What was asked for does not fit the memory there is; asking for less may."""
+
+
 class Fault(RuntimeError):
     """What was asked for was right and still failed here; the command line exits with status 1."""
 

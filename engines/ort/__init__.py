@@ -1,1 +1,1 @@
-"""The plain backend: ONNX Runtime, on any machine."""
+"""ONNX Runtime: the engine for hosts without a GPU, and the reference for the others."""

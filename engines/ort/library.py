@@ -1,0 +1,131 @@
+"""The part of ONNX Runtime that is used, with types, and its errors in our words."""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# How it says that memory ran out: the C++ allocator, its arena, CUDA.
+_NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "out of memory", "Available memory of")
+
+
+class Argument(Protocol):
+    """An input or output of a session; a dimension is a size, a symbol's name, or unknown."""
+
+    name: str
+    type: str  # such as tensor(float)
+    shape: Sequence[int | str | None]
+
+
+class Binding(Protocol):
+    """The arrays a session reads and writes."""
+
+    def bind_input(
+        self, name: str, device: str, device_id: int, dtype: Any, shape: Sequence[int], address: int
+    ) -> None: ...
+
+    def bind_output(
+        self, name: str, device: str, device_id: int, dtype: Any, shape: Sequence[int], address: int
+    ) -> None: ...
+
+
+class Session(Protocol):
+    """A graph that ONNX Runtime has loaded."""
+
+    def get_inputs(self) -> Sequence[Argument]: ...
+
+    def get_outputs(self) -> Sequence[Argument]: ...
+
+    def get_providers(self) -> Sequence[str]: ...
+
+    def io_binding(self) -> Binding: ...
+
+    def run_with_iobinding(self, binding: Binding) -> None: ...
+
+    def end_profiling(self) -> str: ...
+
+
+def load_library() -> Any:
+    """The onnxruntime package; BadInput where it is not installed."""
+    try:
+        library = importlib.import_module("onnxruntime")
+    except ImportError as missing:
+        raise BadInput(
+            f"engine ort: onnxruntime cannot be imported ({first_line(missing)}); "
+            "pip install 'diffusion-rt[cpu]'"
+        ) from None
+    library.set_default_logger_severity(3)  # errors only
+    library.disable_telemetry_events()
+    return library
+
+
+def check_provider(library: Any, provider: Provider) -> None:
+    """BadInput where this build of ONNX Runtime lacks the device."""
+    have = library.get_available_providers()
+    if PROVIDERS[provider] not in have:
+        raise BadInput(
+            f"provider {provider}: this onnxruntime has only {', '.join(have)}; "
+            "pip uninstall onnxruntime, then pip install 'diffusion-rt[gpu]'"
+        )
+
+
+def open_session(
+    path: Path,
+    provider: Provider,
+    threads: int,
+    entries: Mapping[str, str],
+    *,
+    disabled: Sequence[str] = (),
+    profile: Path | None = None,
+) -> Session:
+    """Load an ONNX file. `entries` are ONNX Runtime's session settings, by their own names."""
+    library = load_library()
+    check_provider(library, provider)
+    options = library.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    with translated(path.name):
+        session = library.InferenceSession(
+            str(path),
+            sess_options=options,
+            providers=[PROVIDERS[provider]],
+            disabled_optimizers=list(disabled) or None,
+        )
+    if PROVIDERS[provider] not in session.get_providers():
+        raise BadInput(f"provider {provider}: onnxruntime could not start it; run with cpu instead")
+    return cast(Session, session)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises in the block into one line that begins with `what`."""
+    try:
+        yield
+    except (BadInput, Fault):
+        raise
+    except MemoryError:
+        raise OutOfMemory(f"{what}: the memory there is does not suffice; ask for less") from None
+    except Exception as error:
+        line = first_line(error)
+        if any(words in str(error) for words in _NO_MEMORY):
+            raise OutOfMemory(
+                f"{what}: the memory there is does not suffice ({line}); ask for less"
+            ) from None
+        raise Fault(f"{what}: onnxruntime: {line}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """An error's text as it may stand in a one-line message."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
