@@ -34,8 +34,9 @@ def check_output(output: str, count: int, *, overwrite: bool) -> None:
         if not overwrite:
             raise BadInput(f"--output: {path} exists; choose another name or add --overwrite")
     try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(_PROBE))
+            probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
         raise _unwritable(output, error) from None
@@ -49,7 +50,7 @@ def pictures(output: str, count: int) -> list[Path]:
     path = Path(output)
     if "\0" in output:
         raise BadInput("--output holds a NUL character, which no file name can")
-    if output.endswith("/") or path.is_dir():
+    if output.endswith("/") or _is_folder(path):
         first = 1 + _highest(path)
         return [path / f"picture-{first + i}.png" for i in range(count)]
     if path.suffix.lower() != ".png":
@@ -60,6 +61,13 @@ def pictures(output: str, count: int) -> list[Path]:
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long, say; `check_output` says so
+        return False
 
 
 def _highest(folder: Path) -> int:
