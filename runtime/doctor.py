@@ -251,7 +251,7 @@ def shipped_model() -> list[Finding]:
         model = open_model(SHIPPED)
         model.verify(full=True)
     except BadInput as error:
-        repair = "pip install --force-reinstall diffusion-rt"
+        repair = "install diffusion-rt again; in a clone: git checkout -- runtime/models"
         return [Finding("wrong", "shipped model", str(error), repair)]
     size = sum(record.size for record in model.manifest.files.values())
     return [Finding("ok", "shipped model", f"{model.manifest.name}, {_size(size)}, intact")]
