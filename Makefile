@@ -8,7 +8,9 @@ APT := sudo apt-get install make python3 python3-venv
 
 # The prompt as it was typed: make does not read its dollars, and the shell gets it as a variable,
 # so that it reads no quotes, backticks or dollars in it either.
-ifneq ($(origin PROMPT),undefined)
+ifeq ($(origin PROMPT),undefined)
+PROMPT := a large red circle on a blue background
+else
 override PROMPT := $(value PROMPT)
 endif
 export PROMPT
@@ -27,8 +29,7 @@ help:
 
 picture: $(VENV)/complete
 	@mkdir -p pictures
-	@$(VENV)/bin/diffusion-rt generate --output pictures/ \
-	    --prompt="$${PROMPT-a large red circle on a blue background}"
+	@$(VENV)/bin/diffusion-rt generate --output pictures/ --prompt="$$PROMPT"
 
 test: $(TEST_VENV)/complete
 	$(TEST_VENV)/bin/ruff format --check .

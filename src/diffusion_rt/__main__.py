@@ -29,6 +29,7 @@ COMMANDS = {
 }
 LATER = ("bench", "build")  # named in the design, not in this release
 
+# Module -> the extra that brings it.
 EXTRAS = {
     "onnxruntime": "cpu",
     "torch": "export",
@@ -132,9 +133,10 @@ def explain(error: BaseException) -> tuple[int, str]:
             return 128 + signal.SIGINT, "interrupted"
         case MemoryError():
             return 1, "out of memory; try fewer --images, or a smaller --width and --height"
-        case ModuleNotFoundError() if (package := (error.name or "").split(".")[0]) in EXTRAS:
-            extra = EXTRAS[package]
-            return 1, f"{package} is not installed; run: pip install 'diffusion-rt[{extra}]'"
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("diffusion_rt"):
+            package = name.split(".")[0]
+            extra = f"[{EXTRAS[package]}]" if package in EXTRAS else ""
+            return 1, f"{package} is not installed; run: pip install 'diffusion-rt{extra}'"
         case OSError(errno=int(number), strerror=str(reason)):
             place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             return 2 if number in MENDABLE else 1, f"{place}{reason.lower()}"

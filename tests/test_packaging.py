@@ -1,0 +1,132 @@
+"""The wheel and the sdist hold the whole package, links followed, and the wheel runs."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from diffusion_rt.runtime.doctor import CORE, EXPORT, RUNTIMES
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("bench", "engines", "export", "kernels", "runtime")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+BUILD = "import sys; from setuptools import build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"
+
+
+def python(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def package_files() -> Iterator[str]:
+    """What must be in both archives, as paths below diffusion_rt/."""
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            yield str(path.relative_to(ROOT))
+    for path in (ROOT / "runtime" / "models").rglob("*"):
+        if path.is_file():
+            yield str(path.relative_to(ROOT))
+    yield from ("__init__.py", "__main__.py", "command.py", "py.typed")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist of a copy of the tree, and the wheel built from that sdist alone."""
+    folder = tmp_path_factory.mktemp("build")
+    copy = folder / "copy"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("src", *FOLDERS):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+    python("-c", BUILD, "build_sdist", str(folder), cwd=copy)
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (source,) = (folder / "unpacked").iterdir()
+    python("-c", BUILD, "build_wheel", str(folder), cwd=source)
+    (wheel,) = folder.glob("*.whl")
+    return sdist, wheel
+
+
+def test_both_archives_hold_every_file(archives: tuple[Path, Path]) -> None:
+    sdist, wheel = archives
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    with tarfile.open(sdist) as archive:
+        shipped = {member.name.split("/", 1)[-1] for member in archive if member.isfile()}
+    wanted = list(package_files())
+    assert "runtime/models/shapes-xl/manifest.json" in wanted
+    assert [name for name in wanted if f"diffusion_rt/{name}" not in packed] == []
+    assert [name for name in wanted if f"src/diffusion_rt/{name}" not in shipped] == []
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
+    assert not any("tests" in name or "__pycache__" in name for name in packed)
+
+
+def test_the_wheel_runs_without_any_of_its_dependencies(
+    archives: tuple[Path, Path], tmp_path: Path
+) -> None:
+    python("-m", "venv", "--without-pip", "env", cwd=tmp_path)
+    python(
+        *("-m", "pip", "--python", "env/bin/python", "install", "--no-deps", "--no-index"),
+        *("--quiet", "--disable-pip-version-check", str(archives[1])),
+        cwd=tmp_path,
+    )
+    for command in (["env/bin/diffusion-rt"], ["env/bin/python", "-m", "diffusion_rt"]):
+        done = subprocess.run(
+            [*command, "generate", "--help"],
+            cwd=tmp_path,
+            env={},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "--guidance-scale" in done.stdout
+    done = subprocess.run(
+        ["env/bin/diffusion-rt", "generate", "x"],
+        cwd=tmp_path,
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "diffusion-rt: error: numpy is not installed; run: pip install 'd"
+    )
+
+
+def test_the_doctor_knows_what_the_project_asks_for() -> None:
+    def names(requirements: list[str]) -> list[str]:
+        return [Requirement(text).name for text in requirements]
+
+    extras = PROJECT["optional-dependencies"]
+    assert sorted(names(PROJECT["dependencies"])) == sorted(CORE)
+    assert sorted(names(extras["export"])) == sorted(EXPORT)
+    assert all(name in names(extras[extra]) for name, extra in RUNTIMES.items())
+
+
+def test_every_requirement_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {Requirement(line).name: Requirement(line) for line in lines if line[:1].isalpha()}
+    assert str(pins["torch"].specifier) == "==2.13.0"
+    extras = PROJECT["optional-dependencies"]
+    for text in (*PROJECT["dependencies"], *extras["cpu"], *extras["export"], *extras["dev"]):
+        wanted = Requirement(text)
+        if wanted.name == PROJECT["name"]:
+            continue
+        (pin,) = pins[wanted.name].specifier
+        assert pin.operator == "=="
+        assert wanted.specifier.contains(pin.version), f"{text} against {pin}"
