@@ -166,9 +166,10 @@ def reading(path: Path, *, follow_links: bool = True) -> Iterator[io.FileIO]:
         ) from None
     except ValueError:  # a NUL in the name
         raise BadInput(f"{shown(str(path))}: no valid file name") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BadInput(f"{path}: not a regular file; give the path of a file")
     with io.FileIO(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadInput(f"{path}: not a regular file; give the path of a file")
         yield file
 
 

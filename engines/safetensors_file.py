@@ -82,7 +82,7 @@ def read_table(path: Path, *, follow_links: bool = True) -> SafetensorsTable:
         size = os.fstat(file.fileno()).st_size
         start = file.read(64)
         length = int.from_bytes(start[:8], "little")
-        if len(start) < 9 or start[8:9] != b"{" or length > size:
+        if len(start) < 9 or start[8:9] != b"{":
             raise BadInput(_not_safetensors(path, size, start))
         if length > MAX_HEADER:
             raise BadInput(
@@ -90,7 +90,7 @@ def read_table(path: Path, *, follow_links: bool = True) -> SafetensorsTable:
             )
         if size < 8 + length:
             raise BadInput(
-                f"{path}: {size} bytes long, its header alone needs {8 + length}; {_AGAIN}"
+                f"{path}: cut short at {size} bytes, its header alone takes {8 + length}; {_AGAIN}"
             )
         file.seek(0)
         head = read_exactly(file, 8 + length, path)
