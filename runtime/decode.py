@@ -1,0 +1,134 @@
+"""Latents to pixels: one VAE pass, or overlapping tiles where one pass needs too much memory."""
+
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.manifest import VaeRecord
+from diffusion_rt.engines.protocol import FLOAT, Engine
+
+Array = NDArray[np.float32]
+
+
+def unscale(latent: Array, vae: VaeRecord) -> Array:
+    """Latents of the UNet [b, c, h, w] as the VAE knows them, as diffusers' pipeline does."""
+    if vae.latents_mean is not None and vae.latents_std is not None:
+        mean = np.array(vae.latents_mean, np.float32).reshape(1, -1, 1, 1)
+        std = np.array(vae.latents_std, np.float32).reshape(1, -1, 1, 1)
+        return latent * std / np.float32(vae.scaling_factor) + mean
+    return latent / np.float32(vae.scaling_factor) + np.float32(vae.shift_factor)
+
+
+def to_pixels(image: Array) -> NDArray[np.uint8]:
+    """Pictures [b, 3, h, w] around -1 to 1 as bytes [b, h, w, 3]; rounds as diffusers does."""
+    unit = np.clip(image / 2 + 0.5, 0, 1)
+    return np.rint(unit * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+class Decoder:
+    """The VAE decoder, one latent at a time, as its memory need is the largest of all stages."""
+
+    def __init__(self, load: Callable[[bool], Engine], vae: VaeRecord) -> None:
+        """`load` opens the decoder's engine; True asks for float32 arithmetic."""
+        self._load = load
+        self._vae = vae
+        self._guarded = vae.force_upcast
+        self._engine: Engine | None = None
+        self._bound: tuple[int, int] | None = None
+        self._input: NDArray[np.floating] = np.zeros(0, np.float32)
+        self._output: NDArray[np.floating] = np.zeros(0, np.float32)
+
+    def decode(self, latent: Array, tile: int | None) -> Array:
+        """One latent [c, h, w] of the UNet to a picture [3, H, W] around -1 to 1.
+
+        `tile` is the side of a tile in latent pixels, None for one pass. A picture that is not
+        finite is decoded again in float32; if it still is not, Fault.
+        """
+        z = unscale(latent[None], self._vae)
+        image = self._decode(z, tile)
+        if not np.isfinite(image).all() and not self._guarded:
+            self.close()
+            self._guarded = True
+            image = self._decode(z, tile)
+        if not np.isfinite(image).all():
+            raise Fault(
+                "the VAE made pixels that are not finite, in float32 too; "
+                "the checkpoint's weights are damaged: try another seed or checkpoint"
+            )
+        return image
+
+    def close(self) -> None:
+        """Give back the engine and its buffers."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine, self._bound = None, None
+        self._input = self._output = np.zeros(0, np.float32)
+
+    def _decode(self, z: Array, tile: int | None) -> Array:
+        height, width = z.shape[2:]
+        if tile is None or (height <= tile and width <= tile):
+            image: Array = self._run(z)[0].astype(np.float32)
+            return image
+        return blend_tiles(z, tile, self._vae.factor, self._run)
+
+    def _run(self, z: Array) -> NDArray[np.floating]:
+        if self._engine is None:
+            self._engine = self._load(self._guarded)
+        height, width = z.shape[2:]
+        if self._bound != (height, width):
+            self._input = np.zeros(z.shape, FLOAT[self._engine.inputs["latent"].dtype])
+            factor = self._vae.factor
+            self._output = np.zeros(
+                (1, 3, height * factor, width * factor),
+                FLOAT[self._engine.outputs["image"].dtype],
+            )
+            self._engine.bind({"latent": self._input, "image": self._output})
+            self._bound = (height, width)
+        self._input[...] = z
+        self._engine.enqueue()
+        return self._output
+
+
+def blend_tiles(
+    z: Array,
+    tile: int,
+    factor: int,
+    run: Callable[[Array], NDArray[np.floating]],
+) -> Array:
+    """Decode [1, c, h, w] in overlapping tiles and cross-fade them: a picture [3, H, W].
+
+    Tiles overlap by a quarter at least. Each carries a weight that falls linearly to its edges, and
+    a pixel is the weighted mean of the tiles over it, so no seam shows. Normalisation and attention
+    see one tile at a time: the picture differs a little from that of one pass.
+    """
+    height, width = z.shape[2:]
+    tops, lefts = tile_starts(height, tile), tile_starts(width, tile)
+    total = np.zeros((3, height * factor, width * factor), np.float32)
+    weight = np.zeros(total.shape[1:], np.float32)
+    for top, left in product(tops, lefts):
+        part = np.ascontiguousarray(z[:, :, top : top + tile, left : left + tile])
+        share = np.outer(_ramp(part.shape[2] * factor), _ramp(part.shape[3] * factor))
+        rows = slice(top * factor, top * factor + share.shape[0])
+        columns = slice(left * factor, left * factor + share.shape[1])
+        total[:, rows, columns] += run(part)[0] * share
+        weight[rows, columns] += share
+    total /= weight
+    return total
+
+
+def tile_starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin along one side: evenly, a quarter of overlap at least, covering it all."""
+    if length <= tile:
+        return [0]
+    count = 1 + -(-(length - tile) // (tile - tile // 4))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _ramp(length: int) -> Array:
+    """Up from one edge and down to the other, never zero."""
+    up = np.arange(1, length + 1, dtype=np.float32)
+    ramp: Array = np.minimum(up, up[::-1]) / np.float32(length)
+    return ramp

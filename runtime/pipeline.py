@@ -1,0 +1,251 @@
+"""Prompt to picture: the stages in the order a prompt meets them."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffusion_rt.engines.choose import open_backend
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.protocol import Backend, Engine
+from diffusion_rt.runtime.conditioning import Conditioner, Conditioning
+from diffusion_rt.runtime.decode import Decoder, to_pixels
+from diffusion_rt.runtime.denoise import Guidance, denoise
+from diffusion_rt.runtime.memory import Fit, Tiling, fit
+from diffusion_rt.runtime.noise import make_noise
+from diffusion_rt.runtime.picture import describe
+from diffusion_rt.runtime.plan import Plan
+from diffusion_rt.runtime.request import Request
+from diffusion_rt.runtime.samplers import make_plan, sampler_name
+from diffusion_rt.runtime.unet import Unet
+
+SHIPPED = Path(__file__).parent / "models" / "shapes-xl"
+
+Latents = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The pictures of one request, in order, with what is needed to draw each again."""
+
+    images: tuple[Image.Image, ...]  # RGB; metadata in `.info`
+    latents: Latents  # [images, c, h, w] float32, scaled as the UNet knows them
+    seeds: tuple[int, ...]
+    request: Request  # as asked for, with every choice the model made filled in
+    seconds: Mapping[str, float]  # by stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A request with every choice made, and what follows from it before any engine runs."""
+
+    request: Request
+    seeds: tuple[int, ...]
+    plan: Plan
+    guidance: Guidance
+    room: Fit
+
+
+class Pipeline:
+    """A model folder opened on one engine. One request at a time; other threads wait."""
+
+    def __init__(self, folder: ModelFolder, backend: Backend, *, tiling: Tiling = "auto") -> None:
+        """Engines are opened when first needed and kept until `close`."""
+        self.folder = folder
+        self.backend = backend
+        self._tiling = tiling
+        self._lock = threading.Lock()
+        self._engines: dict[str, Engine] = {}
+        self._conditioner: Conditioner | None = None
+        self._decoder = Decoder(self._open_decoder, folder.manifest.vae)
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path | None = None,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        provider: str | None = None,
+        tiling: Tiling = "auto",
+    ) -> Self:
+        """Open an exported model folder, or the small one that ships where `model` is None.
+
+        `engine` is `auto`, `ort`, `trt` or `native`; `provider` is ONNX Runtime's device, `cpu` or
+        `cuda`. `tiling` says whether the VAE decodes in tiles (`on`, `off`); `auto` does where one
+        pass would not fit the memory there is. Raises BadInput where folder or engine cannot be
+        used.
+        """
+        folder = open_model(SHIPPED if model is None else Path(model))
+        backend = open_backend(folder, engine, threads=threads, provider=provider)
+        return cls(folder, backend, tiling=tiling)
+
+    def generate(self, request: Request, *, progress: Progress | None = None) -> Result:
+        """Draw the pictures of one request.
+
+        `progress(stage, done, total)` hears of the stages `text`, `denoise` and `decode`; an
+        exception it raises cancels the request before the next evaluation of the UNet. Raises
+        BadInput where the model cannot take the request, Fault where the arithmetic fails.
+        """
+        with self._lock:
+            return self._generate(self.settle(request), progress or _silent)
+
+    def settle(self, request: Request) -> Job:
+        """Make every choice that a request leaves open, from the manifest; runs no engine.
+
+        Raises BadInput where the model cannot take the request or memory cannot hold it.
+        """
+        manifest, defaults = self.folder.manifest, self.folder.manifest.defaults
+        width, height = request.width or defaults.width, request.height or defaults.height
+        steps, scale = request.num_inference_steps, request.guidance_scale
+        if steps is None:
+            steps = defaults.steps
+        if scale is None:
+            scale = defaults.guidance_scale
+        sampler = sampler_name(request.sampler or manifest.schedule.scheduler)
+        seeds = tuple(request.seeds(first=secrets.randbelow(2**32)))
+        guidance = Guidance(scale, request.guidance_rescale)
+        sigmas = request.sigmas
+        return Job(
+            request=replace(
+                request,
+                width=width,
+                height=height,
+                num_inference_steps=steps,
+                guidance_scale=scale,
+                sampler=sampler,
+                seed=seeds,
+            ),
+            seeds=seeds,
+            plan=make_plan(
+                manifest.schedule,
+                sampler=sampler,
+                steps=steps,
+                spacing=request.spacing,
+                sigmas=sigmas if isinstance(sigmas, str) else None,
+                custom_sigmas=sigmas if isinstance(sigmas, tuple) else None,
+                timesteps=request.timesteps,
+                eta=request.eta,
+            ),
+            guidance=guidance,
+            room=fit(
+                manifest,
+                width=width,
+                height=height,
+                rows=guidance.rows,
+                images=len(seeds),
+                tiling=self._tiling,
+            ),
+        )
+
+    def close(self) -> None:
+        """Give back every engine; they open again when the pipeline is used again."""
+        with self._lock:
+            for engine in self._engines.values():
+                engine.close()
+            self._engines.clear()
+            self._conditioner = None
+            self._decoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _generate(self, job: Job, progress: Progress) -> Result:
+        watch = Stopwatch()
+        with watch("text"):
+            progress("text", 0, 1)
+            conditioning = self._condition(job)
+            progress("text", 1, 1)
+        with watch("denoise"):
+            latents = self._denoise(job, conditioning, progress)
+        with watch("decode"):
+            images = self._decode(latents, job.room, progress)
+        for image, seed in zip(images, job.seeds, strict=True):
+            one = replace(job.request, seed=seed, num_images_per_prompt=1)
+            image.info.update(describe(one, self.folder, self.backend.name, tile=job.room.tile))
+        return Result(
+            images=tuple(images),
+            latents=latents,
+            seeds=job.seeds,
+            request=job.request,
+            seconds=watch.seconds,
+        )
+
+    def _condition(self, job: Job) -> Conditioning:
+        if self._conditioner is None:
+            self._conditioner = Conditioner(self.folder, self._engine)
+        return self._conditioner(job.request, guided=job.guidance.rows == 2)
+
+    def _denoise(self, job: Job, conditioning: Conditioning, progress: Progress) -> Latents:
+        """Latents [images, c, h, w], in groups of as many images as there is room for."""
+        shape, size = job.room.latent_shape, job.room.group
+        groups = [job.seeds[i : i + size] for i in range(0, len(job.seeds), size)]
+        total = len(job.plan.steps) * len(groups)
+        unet = Unet(*(self._engine(f"unet_{part}") for part in ("prompt", "timestep", "step")))
+        latents = []
+        for index, seeds in enumerate(groups):
+            before = len(job.plan.steps) * index
+
+            def report(done: int, _: int, before: int = before) -> None:
+                progress("denoise", before + done, total)
+
+            noise = [make_noise(job.request.rng, seed) for seed in seeds]
+            unet.prepare(conditioning, job.plan.timesteps, len(seeds), shape)
+            latents.append(denoise(unet, job.plan, noise, shape, job.guidance, report))
+        return np.concatenate(latents)
+
+    def _decode(self, latents: Latents, room: Fit, progress: Progress) -> list[Image.Image]:
+        images = []
+        for index, latent in enumerate(latents):
+            progress("decode", index, len(latents))
+            pixels = to_pixels(self._decoder.decode(latent, room.tile)[None])[0]
+            images.append(Image.fromarray(pixels))
+        progress("decode", len(latents), len(latents))
+        return images
+
+    def _engine(self, graph: str) -> Engine:
+        if graph not in self._engines:
+            self._engines[graph] = self.backend.load(graph)
+        return self._engines[graph]
+
+    def _open_decoder(self, guarded: bool) -> Engine:
+        return self.backend.load("vae_decoder", "float32" if guarded else None)
+
+
+class Stopwatch:
+    """Seconds spent, by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
