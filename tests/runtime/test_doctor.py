@@ -1,8 +1,11 @@
 """Each thing that can be missing is simulated missing, and the report says what to type."""
 
-import builtins
+import importlib
 import json
+import os
+import shutil
 import sys
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -30,14 +33,14 @@ def versions(patch: Patch, **known: str | None) -> None:
 
 
 def unimportable(patch: Patch, name: str, error: Exception) -> None:
-    real = builtins.__import__
+    real = importlib.import_module
 
     def fail(module: str) -> ModuleType:
         if module == name:
             raise error
         return real(module)
 
-    patch.setattr(doctor.importlib, "import_module", fail)
+    patch.setattr(importlib, "import_module", fail)
 
 
 @pytest.mark.parametrize("name", list(doctor.CORE))
@@ -122,8 +125,8 @@ def test_cuda_and_export_packages(monkeypatch: Patch) -> None:
 
 
 def test_cores(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: {0, 5}, raising=False)
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert only(doctor.processor()).found == "2 of 64 cores may be used; OMP_NUM_THREADS=3"
 
@@ -140,8 +143,8 @@ def test_disk_and_folder(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert only(doctor.disk()).state == "ok"
     usage = type("usage", (), {"free": 1 << 20})
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
     room, folder = doctor.disk()
     assert (room.state, folder.state) == ("absent", "absent")
     assert str(tmp_path) in folder.found
@@ -181,7 +184,7 @@ def test_the_network_is_left_alone_unless_asked(monkeypatch: Patch) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(doctor.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
     assert examine([]) == []
     finding = only(examine([], online=True))
     assert (finding.state, finding.subject) == ("absent", "hub online")
