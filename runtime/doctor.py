@@ -21,7 +21,7 @@ from diffusion_rt.command import plain
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.runtime.memory import available
-from diffusion_rt.runtime.nvidia import read_driver
+from diffusion_rt.runtime.nvidia import ask_driver
 
 CORE = {
     "numpy": "numpy",
@@ -137,7 +137,7 @@ def onnx_runtime() -> list[Finding]:
 
 def nvidia_driver() -> list[Finding]:
     """The driver and the GPUs it shows."""
-    driver = read_driver()
+    driver = ask_driver()
     if driver is None:
         return [Finding("absent", "NVIDIA driver", "none", "needed for a GPU only")]
     release = driver.release or "unknown release"

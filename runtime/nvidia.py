@@ -1,8 +1,15 @@
-"""What the NVIDIA driver says of itself and its devices, asked without any CUDA package."""
+"""What the NVIDIA driver says of itself and its devices, asked without any CUDA package.
+
+Run as a file it prints that as one JSON object; it imports nothing of ours for that.
+"""
 
 import ctypes
+import json
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 _COMPUTE_CAPABILITY = (75, 76)  # CUdevice_attribute: major, minor
@@ -37,6 +44,28 @@ class _Memory(ctypes.Structure):
         ("free", ctypes.c_ulonglong),
         ("used", ctypes.c_ulonglong),
     )
+
+
+def ask_driver(timeout: float = 30.0) -> Driver | None:
+    """`read_driver` in a process of its own, so that a driver which hangs or crashes can be told."""
+    command = [sys.executable, "-P", str(Path(__file__).resolve())]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, text=True)
+    except subprocess.TimeoutExpired:
+        return Driver(None, None, (), f"it does not answer within {timeout:g} s")
+    if done.returncode:
+        return Driver(None, None, (), f"asking it ends with status {done.returncode}")
+    found = json.loads(done.stdout)
+    if found is None:
+        return None
+    devices = tuple(
+        Device(
+            one["name"], (one["capability"][0], one["capability"][1]), one["memory"], one["free"]
+        )
+        for one in found["devices"]
+    )
+    cuda = (found["cuda"][0], found["cuda"][1]) if found["cuda"] else None
+    return Driver(found["release"], cuda, devices, found["trouble"])
 
 
 def read_driver(load: Load = ctypes.CDLL) -> Driver | None:
@@ -105,3 +134,8 @@ def _error_name(cuda: Any, status: int) -> str:
     text = ctypes.c_char_p()
     cuda.cuGetErrorName(status, ctypes.byref(text))
     return (text.value or b"unknown").decode("ascii", "replace")
+
+
+if __name__ == "__main__":
+    driver = read_driver()
+    print(json.dumps(driver and asdict(driver)))

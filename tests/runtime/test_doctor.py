@@ -107,7 +107,7 @@ GPU = Device("NVIDIA H200", (9, 0), 150 << 30, 149 << 30)
 def test_the_driver(
     driver: Driver | None, states: list[str], words: str, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(doctor, "read_driver", lambda: driver)
+    monkeypatch.setattr(doctor, "ask_driver", lambda: driver)
     findings = doctor.nvidia_driver()
     assert [finding.state for finding in findings] == states
     assert words in report(findings)

@@ -1,9 +1,14 @@
 """The driver is asked by ctypes; these libraries answer as the CUDA and NVML manuals say."""
 
-import ctypes
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from diffusion_rt.runtime.nvidia import Device, Driver, read_driver
+import pytest
+
+from diffusion_rt.runtime.nvidia import Device, Driver, ask_driver, read_driver
 
 
 class Cuda:
@@ -105,6 +110,47 @@ def test_a_driver_that_does_not_start() -> None:
     assert driver == Driver("580.65.06", None, (), trouble)
 
 
-def test_this_machine_answers_without_raising() -> None:
-    found = read_driver(ctypes.CDLL)
-    assert found is None or isinstance(found, Driver)
+def child(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `script` be the interpreter that `ask_driver` starts."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+
+@pytest.mark.parametrize(
+    "driver",
+    [
+        None,
+        Driver(None, None, (), "cuInit answers 100"),
+        Driver("580.65.06", (13, 1), (Device("GPU", (9, 0), 1 << 37, None),)),
+    ],
+)
+def test_the_answer_of_the_child_process(
+    driver: Driver | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = json.dumps(driver and asdict(driver))
+    child(f"echo '{answer}'", tmp_path, monkeypatch)
+    assert ask_driver() == driver
+
+
+@pytest.mark.parametrize(
+    ("script", "trouble"),
+    [
+        ("kill -SEGV $$", "asking it ends with status -11"),
+        ("exec sleep 60", "it does not answer within 0.5 s"),
+    ],
+)
+def test_a_driver_that_crashes_or_hangs(
+    script: str, trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child(script, tmp_path, monkeypatch)
+    assert ask_driver(timeout=0.5) == Driver(None, None, (), trouble)
+
+
+def test_this_machine_is_asked_in_a_process_and_without() -> None:
+    here, apart = read_driver(), ask_driver()
+    assert (here is None) == (apart is None)
+    if here and apart:  # free memory changes between the two
+        assert here.cuda == apart.cuda
+        assert [d.name for d in here.devices] == [d.name for d in apart.devices]
