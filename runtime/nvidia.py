@@ -47,7 +47,7 @@ class _Memory(ctypes.Structure):
 
 
 def ask_driver(timeout: float = 30.0) -> Driver | None:
-    """`read_driver` in a process of its own, so that a driver which hangs or crashes can be told."""
+    """`read_driver` in a process of its own: a driver that hangs or crashes is told of."""
     command = [sys.executable, "-P", str(Path(__file__).resolve())]
     try:
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, text=True)
