@@ -130,5 +130,4 @@ def tile_starts(length: int, tile: int) -> list[int]:
 def _ramp(length: int) -> Array:
     """Up from one edge and down to the other, never zero."""
     up = np.arange(1, length + 1, dtype=np.float32)
-    ramp: Array = np.minimum(up, up[::-1]) / np.float32(length)
-    return ramp
+    return np.minimum(up, up[::-1])

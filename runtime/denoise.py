@@ -1,7 +1,7 @@
 """The denoising loop: noise in, latents out, one evaluation of the UNet after the other."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +9,20 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.errors import Fault
 from diffusion_rt.runtime.noise import NoiseSource
 from diffusion_rt.runtime.plan import Plan, advance
-from diffusion_rt.runtime.unet import Unet
 
 Array = NDArray[np.float32]
 
 
+class Predictor(Protocol):
+    """What the loop asks of a UNet that is prepared for a plan."""
+
+    def predict(self, evaluation: int, latent: Array, scale: float) -> NDArray[Any]:
+        """The prediction at one evaluation for `latent * scale`; the next call may overwrite it."""
+        ...
+
+
 def denoise(
-    unet: Unet,
+    unet: Predictor,
     plan: Plan,
     noise: Sequence[NoiseSource],
     latent_shape: tuple[int, int, int],

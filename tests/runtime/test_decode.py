@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.manifest import VaeRecord
+from diffusion_rt.engines.protocol import Buffers
+from diffusion_rt.engines.spec import TensorSpec
+from diffusion_rt.runtime.decode import Decoder, blend_tiles, tile_starts, to_pixels, unscale
+from support.fake_engine import FakeEngine, nan_like
+
+Array = NDArray[np.float32]
+
+
+def vae(**changes: object) -> VaeRecord:
+    fields: dict[str, object] = {
+        "channels": 4,
+        "factor": 8,
+        "scaling_factor": 0.5,
+        "shift_factor": 0.0,
+        "latents_mean": None,
+        "latents_std": None,
+        "force_upcast": False,
+        "decoder_channels": (8, 8, 16, 16),
+    }
+    return VaeRecord(**(fields | changes))  # type: ignore[arg-type]
+
+
+def enlarge(latent: Array) -> Array:
+    """Each latent pixel's first three channels as 8x8 pixels: a decoder without surroundings."""
+    return latent[:, :3].repeat(8, axis=2).repeat(8, axis=3)
+
+
+def decoder_engine(broken: bool = False) -> FakeEngine:
+    def compute(inputs: Buffers) -> dict[str, Array]:
+        image = enlarge(inputs["latent"])
+        return {"image": nan_like(image) if broken else image}
+
+    return FakeEngine(
+        [TensorSpec("latent", "float32", ("batch", 4, "height", "width"))],
+        [TensorSpec("image", "float32", ("batch", 3, "rows", "columns"))],
+        compute,
+    )
+
+
+def latent(height: int, width: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal((4, height, width), np.float32)
+
+
+def test_unscale_divides_or_restores_mean_and_deviation() -> None:
+    z = latent(3, 5)[None]
+    np.testing.assert_array_equal(unscale(z, vae()), z * 2)
+    mean, std = (0.1, 0.2, 0.3, 0.4), (1.0, 2.0, 3.0, 4.0)
+    wanted = z * np.float32(std).reshape(1, 4, 1, 1) * 2 + np.float32(mean).reshape(1, 4, 1, 1)
+    given_both = unscale(z, vae(latents_mean=mean, latents_std=std))
+    np.testing.assert_allclose(given_both, wanted, rtol=1e-6)
+
+
+def test_pixels_are_clipped_and_rounded_to_even() -> None:
+    image = np.array([-9, -1, 0, 1, 9, 2 * 2.5 / 255 - 1], np.float32)
+    pixels = to_pixels(image.reshape(1, 1, 1, 6).repeat(3, axis=1))
+    assert pixels.shape == (1, 1, 6, 3)
+    assert pixels[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 2]
+
+
+def test_one_pass_and_tiles_agree_where_a_pixel_has_no_surroundings() -> None:
+    z = latent(19, 45)
+    whole = Decoder(lambda _: decoder_engine(), vae()).decode(z, None)
+    tiled = Decoder(lambda _: decoder_engine(), vae()).decode(z, 16)
+    assert whole.shape == (3, 152, 360)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+def test_a_decoder_binds_once_for_pictures_of_one_size() -> None:
+    engine = decoder_engine()
+    decoder = Decoder(lambda _: engine, vae())
+    for seed in range(3):
+        decoder.decode(latent(4, 4, seed), None)
+    assert engine.binds == 1
+    decoder.decode(latent(4, 6), None)
+    assert engine.binds == 2
+    decoder.close()
+    assert engine.closed
+
+
+def test_a_picture_that_is_not_finite_is_decoded_again_in_float32() -> None:
+    asked: list[bool] = []
+
+    def load(guarded: bool) -> FakeEngine:
+        asked.append(guarded)
+        return decoder_engine(broken=not guarded)
+
+    decoder = Decoder(load, vae())
+    assert np.isfinite(decoder.decode(latent(4, 4), None)).all()
+    decoder.decode(latent(4, 4), None)
+    assert asked == [False, True]  # and float32 stays
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+def test_a_black_picture_is_never_given_back(upcast: bool) -> None:
+    decoder = Decoder(lambda _: decoder_engine(broken=True), vae(force_upcast=upcast))
+    with pytest.raises(Fault, match="not finite"):
+        decoder.decode(latent(4, 4), None)
+
+
+@given(st.integers(1, 400), st.integers(8, 128))
+def test_tiles_cover_a_side_with_a_quarter_of_overlap(length: int, tile: int) -> None:
+    starts = tile_starts(length, tile)
+    assert starts[0] == 0
+    if length <= tile:
+        assert starts == [0]
+        return
+    assert starts[-1] + tile == length
+    gaps = np.diff(starts)
+    assert (gaps > 0).all()
+    assert (tile - gaps >= tile // 4 - 1).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(8, 24))
+def test_blending_leaves_a_flat_picture_flat(height: int, width: int, tile: int) -> None:
+    z = np.full((1, 4, height, width), 0.25, np.float32)
+    picture = blend_tiles(z, tile, 8, enlarge)
+    assert picture.shape == (3, height * 8, width * 8)
+    np.testing.assert_allclose(picture, 0.25, atol=1e-6)
