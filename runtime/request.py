@@ -23,7 +23,7 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request. Names, units and meanings are those of diffusers' SDXL pipeline, where it has one.
+    """One request; names, units and meanings are those of diffusers' SDXL pipeline.
 
     None leaves a choice to the model's manifest, then to diffusers' default. Sizes are in pixels;
     `original_size`, `target_size` and the crops are (height, width) and (top, left), as in
@@ -105,8 +105,8 @@ class Request:
         if isinstance(self.seed, tuple):
             if len(self.seed) != self.num_images_per_prompt:
                 raise BadInput(
-                    f"seed lists {len(self.seed)} values for {self.num_images_per_prompt} image(s); "
-                    "give one for each image, or a single one"
+                    f"seed lists {len(self.seed)} values for {self.num_images_per_prompt} "
+                    "image(s); give one for each image, or a single one"
                 )
             for seed in self.seed:
                 _whole("seed", seed, 0, MAX_SEED)

@@ -33,7 +33,7 @@ def fitted(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, free: int | None, **args: Any
 ) -> Fit:
     monkeypatch.setattr(memory, "available", lambda: free)
-    asked = {"width": 1024, "height": 1024, "rows": 2, "images": 4, "tiling": "auto"} | args
+    asked: dict[str, Any] = {"width": 1024, "height": 1024, "rows": 2, "images": 4, "tiling": "auto"} | args
     return fit(manifest, **asked)
 
 
