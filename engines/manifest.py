@@ -160,11 +160,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
     Raises BadInput where the manifest would not read back as it is.
     """
+    with writing(folder / NAME) as file:
+        file.write(manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`; BadInput where it would not read back as it is."""
     content = json.dumps({"version": VERSION, **encode(manifest)}, indent=1).encode() + b"\n"
     if parse_manifest(content, NAME) != manifest:
         raise BadInput(f"{NAME}: a value that JSON cannot hold exactly, such as a list for a tuple")
-    with writing(folder / NAME) as file:
-        file.write(content)
+    return content
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -14,7 +14,7 @@ from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.manifest import FileRecord
 
 MAX_BYTES = 64 << 20
-MAX_FIELDS = 3_000_000  # a node takes about 40
+MAX_FIELDS = 1_000_000  # a node takes about 40
 MAX_DEPTH = 16  # of graphs within graphs
 MAX_IR_VERSION = 14
 MAX_RANK = 8
