@@ -46,16 +46,18 @@ def generate(argv: Sequence[str]) -> int:
     from diffusion_rt.runtime.pipeline import Pipeline
 
     choice = choose(found.engine, provider=found.provider)
-    if found.format == "text":
-        print(f"engine {choice}", file=sys.stderr)
     started = time.perf_counter()
-    with (
-        Pipeline.open(
-            found.model, engine=found.engine, threads=found.threads, provider=found.provider
-        ) as pipeline,
-        progress_bars() as progress,
-    ):
-        result = pipeline.generate(request, progress=progress)
+    with Pipeline.open(
+        found.model,
+        engine=found.engine,
+        threads=found.threads,
+        provider=found.provider,
+        tiling=found.vae_tiling,
+    ) as pipeline:
+        if found.format == "text":
+            print(f"engine {choice}", file=sys.stderr)
+        with progress_bars() as progress:
+            result = pipeline.generate(request, progress=progress)
     paths = pictures(found.output, len(result.images))
     for image, path in zip(result.images, paths, strict=True):
         save_png(image, path, strip_metadata=found.strip_metadata)
@@ -129,6 +131,12 @@ def _generate_parser() -> Parser:
     group.add_argument("--engine", metavar="NAME", default="auto", help="auto, ort, trt or native")
     group.add_argument("--threads", type=whole, metavar="N", help="CPU threads; default: all cores")
     group.add_argument("--provider", metavar="NAME", help="of ONNX Runtime: cpu or cuda")
+    group.add_argument(
+        "--vae-tiling",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="decode in tiles, which takes less memory; auto: where the whole would not fit",
+    )
     return parser
 
 
