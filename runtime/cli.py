@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from diffusion_rt.command import Parser, plain
 from diffusion_rt.engines.errors import BadInput
@@ -75,18 +76,38 @@ def generate(argv: Sequence[str]) -> int:
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """Print what a model folder or one of our PNGs holds."""
-    raise NotImplementedError
+    """Print what a model folder or a PNG says of itself."""
+    parser = Parser(
+        prog="diffusion-rt inspect",
+        usage="diffusion-rt inspect PATH [flags]",
+        description=inspect.__doc__,
+        epilog=INSPECT,
+    )
+    parser.add_argument("PATH", type=Path, help="a PNG, or a folder that export made")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash every byte of a model's weights"
+    )
+    _add_format(parser)
+    found = parser.read(argv)
+
+    from diffusion_rt.runtime.inspect import inspect as look
+    from diffusion_rt.runtime.inspect import report
+
+    with progress_bars() as progress:
+        known = look(found.PATH, verify=found.verify, progress=progress)
+    print(json.dumps(known, indent=2) if found.format == "json" else report(known))
+    return 0
 
 
 def doctor(argv: Sequence[str]) -> int:
     """Print what this machine has and lacks; 0 where pictures can be drawn, else 1."""
-    from diffusion_rt.runtime.doctor import examine, report
-
     parser = Parser(prog="diffusion-rt doctor", description=doctor.__doc__)
     parser.add_argument("--online", action="store_true", help="also try to reach the hub")
     _add_format(parser)
     found = parser.read(argv)
+
+    from diffusion_rt.runtime.doctor import examine, report
+
     findings = examine(online=found.online)
     able = all(finding.state != "wrong" for finding in findings)
     if found.format == "json":

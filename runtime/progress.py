@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
-STAGES = {"text": "reading the prompt", "denoise": "denoising", "decode": "decoding"}
+STAGES = {
+    "text": "reading the prompt",
+    "denoise": "denoising",
+    "decode": "decoding",
+    "verify": "hashing",
+}
+MANY = 100_000  # of this many things, bytes for the most part, a share is told and no rate
 
 
 @contextmanager
@@ -21,7 +27,6 @@ def progress_bars() -> Iterator[Progress]:
     from rich.console import Console  # only here: it costs more than the rest of the command line
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         ProgressColumn,
         Task,
         TaskID,
@@ -31,15 +36,17 @@ def progress_bars() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Done(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.2f} it/s" if task.speed else "")
+            if task.total is None or task.total >= MANY:
+                return Text(f"{task.percentage:.0f} %")
+            rate = f"  {task.speed:.2f} it/s" if task.speed else ""
+            return Text(f"{task.completed:.0f}/{task.total:.0f}{rate}")
 
     bars = Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
+        Done(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

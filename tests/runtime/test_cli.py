@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -233,7 +234,7 @@ def test_a_picture_from_the_model_that_ships_and_again_from_its_metadata(tmp_pat
     assert out == "picture-1.png\n"
     told = start(tmp_path, "inspect", "picture-1.png", "--format=json")
     answer = json.loads(told.communicate(timeout=60)[0])
-    again = start(tmp_path, *answer["arguments"], "--output=again.png")
+    again = start(tmp_path, *shlex.split(answer["command"])[1:], "--output=again.png")
     _, err = again.communicate(timeout=120)
     assert again.returncode == 0, err
     with Image.open(tmp_path / "picture-1.png") as first, Image.open(tmp_path / "again.png") as one:

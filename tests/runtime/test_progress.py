@@ -21,6 +21,7 @@ def drawn(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
         for step in range(31):
             progress("denoise", step, 30)
         progress("[red]odd", 0, 1)
+        progress("verify", 3 << 30, 4 << 30)
     return stream.getvalue()
 
 
@@ -31,6 +32,8 @@ def test_a_terminal_sees_stages_steps_and_rate(monkeypatch: pytest.MonkeyPatch) 
     assert "denoising" in text
     assert "30/30" in text
     assert "it/s" in text
+    assert "75 %" in text
+    assert "3221225472" not in text
     assert "[red]odd" in text
     assert "\x1b[3" in text  # a colour
 
