@@ -314,8 +314,8 @@ def make_tiny_checkpoint(
         save(folder / name, "model", weights)
 
     with torch.device("meta"):
-        network = UNet2DConditionModel.from_config({**UNET, **unet})  # type: ignore[no-untyped-call]
-        coder = AutoencoderKL.from_config({**VAE, **vae})  # type: ignore[no-untyped-call]
+        network = UNet2DConditionModel.from_config({**UNET, **unet})
+        coder = AutoencoderKL.from_config({**VAE, **vae})
     network.save_config(folder / "unet")
     weights = dressed(network.named_parameters(), "unet")
     save(folder / "unet", "diffusion_pytorch_model", weights)
