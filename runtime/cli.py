@@ -57,7 +57,7 @@ def generate(argv: Sequence[str]) -> int:
     ) as pipeline:
         if found.format == "text":
             print(f"engine {choice}", file=sys.stderr)
-        with progress_bars() as progress:
+        with progress_bars(quiet=found.format == "json") as progress:
             result = pipeline.generate(request, progress=progress)
     paths = pictures(found.output, len(result.images))
     for image, path in zip(result.images, paths, strict=True):
@@ -93,7 +93,7 @@ def inspect(argv: Sequence[str]) -> int:
     from diffusion_rt.runtime.inspect import inspect as look
     from diffusion_rt.runtime.inspect import report
 
-    with progress_bars() as progress:
+    with progress_bars(quiet=found.format == "json") as progress:
         known = look(found.PATH, verify=found.verify, progress=progress)
     print(json.dumps(known, indent=2) if found.format == "json" else report(known))
     return 0

@@ -16,12 +16,12 @@ MANY = 100_000  # of this many things, bytes for the most part, a share is told 
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
+def progress_bars(*, quiet: bool = False) -> Iterator[Progress]:
     """A `progress(stage, done, total)` for Pipeline.generate that draws one bar for each stage.
 
     It draws nothing where standard error is no terminal or a dumb one; NO_COLOR is honoured.
     """
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+    if quiet or not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         yield lambda stage, done, total: None
         return
     from rich.console import Console  # only here: it costs more than the rest of the command line
