@@ -1,0 +1,276 @@
+"""From a checkpoint to a model folder, in order: look, copy, trace, hash, check, publish."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from diffusion_rt import __version__
+from diffusion_rt.engines.artefact import locked
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.manifest import (
+    NAME,
+    FileRecord,
+    GraphVariant,
+    Manifest,
+    manifest_bytes,
+    read_manifest,
+)
+from diffusion_rt.engines.model_folder import record_of
+from diffusion_rt.engines.spec import GRAPHS, Precision
+from diffusion_rt.export import record
+from diffusion_rt.export.bind import bind_weights, keeps_float32, signature
+from diffusion_rt.export.check import Candidate, Outcome, check_network
+from diffusion_rt.export.checkpoint import Checkpoint
+from diffusion_rt.export.names import Weight, bind
+from diffusion_rt.export.place import copied, missing_files, prepared, publish
+from diffusion_rt.export.precision import to_float16
+from diffusion_rt.export.simplify import simplify
+from diffusion_rt.export.trace import (
+    Plan,
+    Traceable,
+    build,
+    text_encoder,
+    trace,
+    unet,
+    vae_decoder,
+    vae_encoder,
+)
+from diffusion_rt.export.unet_parts import PARTS, unet_parts
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+
+Tracer = Callable[[Traceable], ir.Model]
+Report = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export did: the folder, its manifest, tensors nobody reads, what was compared."""
+
+    folder: Path
+    manifest: Manifest
+    copied_bytes: int
+    unused: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX file that is ready to be written."""
+
+    name: str
+    precision: Precision
+    content: bytes
+    variant: GraphVariant
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A Report that tells nobody."""
+
+
+def export(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    precisions: Sequence[Precision] = PRECISIONS,
+    check: bool = True,
+    report: Report = silent,
+    tracer: Tracer = trace,
+) -> Exported:
+    """Write the graphs of `checkpoint` and its manifest into `output`, or leave it as it was.
+
+    `output` is the checkpoint's own folder or one that gets copies of its files. Raises BadInput
+    where the checkpoint or the folder does not fit, Fault where a graph differs from torch.
+    """
+    fields = _fields_of(checkpoint)
+    networks = build_networks(checkpoint)
+    weights, unused = bound_weights(checkpoint, networks)
+    with ExitStack() as stack:
+        in_place = stack.enter_context(prepared(checkpoint, output))
+        stack.enter_context(locked(output, "export"))
+        missing = {} if in_place else missing_files(checkpoint, output)
+        report("copying", 0, total := sum(missing.values()))
+        done = Counter(report, "copying", total)
+        hashes = stack.enter_context(copied(checkpoint, output, missing, done))
+        graphs = list(graphs_of(networks, weights, output, precisions, report, tracer))
+        files = records_of(checkpoint, output, {f.file: f.sha256 for f in hashes}, report)
+        manifest = _manifest(checkpoint, fields, files, graphs)
+        content = manifest_bytes(manifest)
+        outcomes = check_all(networks, weights, graphs, output, report) if check else ()
+        old = _old_graphs(output) - {graph.variant.file for graph in graphs}
+        publish(output, {graph.variant.file: graph.content for graph in graphs}, content, old)
+    return Exported(output, manifest, total, tuple(unused), tuple(outcomes))
+
+
+class Counter:
+    """Adds up what is reported in pieces."""
+
+    def __init__(self, report: Report, stage: str, total: int) -> None:
+        self.report, self.stage, self.total, self.done = report, stage, total, 0
+
+    def __call__(self, count: int) -> None:
+        """`count` more are done."""
+        self.done += count
+        self.report(self.stage, self.done, self.total)
+
+
+def plans(checkpoint: Checkpoint) -> dict[str, Plan]:
+    """What is traced, by the name of its graph."""
+    networks = checkpoint.networks
+    first, second = (networks[name].config for name in ("text_encoder", "text_encoder_2"))
+    channels = networks["unet"].config.get("in_channels", 4)
+    positions = [config["max_position_embeddings"] for config in (first, second)]
+    return {
+        "text_encoder": text_encoder("text_encoder", positions[0], pooled=False),
+        "text_encoder_2": text_encoder("text_encoder_2", positions[1], pooled=True),
+        "unet": unet(
+            channels, first["hidden_size"] + second["hidden_size"], second["projection_dim"]
+        ),
+        "vae_decoder": vae_decoder(channels),
+        "vae_encoder": vae_encoder(),
+    }
+
+
+def build_networks(checkpoint: Checkpoint) -> dict[str, Traceable]:
+    """Every network to be traced, without its weights."""
+    return {
+        name: build(plan, checkpoint.networks[plan.network].config)
+        for name, plan in plans(checkpoint).items()
+    }
+
+
+def bound_weights(
+    checkpoint: Checkpoint, networks: Mapping[str, Traceable]
+) -> tuple[dict[str, dict[str, Weight]], list[str]]:
+    """The stored tensor of each parameter, by network, and the files' tensors that none is."""
+    found: dict[str, dict[str, Weight]] = {}
+    unused: list[str] = []
+    for traceable in networks.values():
+        name = traceable.plan.network
+        if name not in found:
+            stored = checkpoint.networks[name].weights
+            found[name], left = bind(name, traceable.parameters, stored)
+            unused += [f"{name}: {tensor}" for tensor in left]
+    return found, unused
+
+
+def graphs_of(
+    networks: Mapping[str, Traceable],
+    weights: Mapping[str, Mapping[str, Weight]],
+    folder: Path,
+    precisions: Sequence[Precision],
+    report: Report = silent,
+    tracer: Tracer = trace,
+) -> Iterator[Graph]:
+    """Every graph in every precision, each network traced once."""
+    for number, (name, traceable) in enumerate(networks.items()):
+        report("tracing", number, len(networks))
+        whole = tracer(traceable)
+        simplify(whole)
+        for graph, model in (unet_parts(whole) if name == "unet" else {name: whole}).items():
+            for precision in precisions:
+                yield _graph(graph, precision, model, weights[traceable.plan.network], folder)
+    report("tracing", len(networks), len(networks))
+
+
+def _graph(
+    name: str,
+    precision: Precision,
+    traced: ir.Model,
+    weights: Mapping[str, Weight],
+    folder: Path,
+) -> Graph:
+    model = traced.clone()
+    model.graph.name = name
+    model.producer_name, model.producer_version = "diffusion-rt", __version__
+    if precision == "float16":
+        to_float16(model, keeps_float32(precision))
+    bind_weights(model, weights, folder)
+    inputs, outputs = signature(model)
+    variant = GraphVariant(file=f"{name}.{precision}.onnx", inputs=inputs, outputs=outputs)
+    return Graph(name, precision, ir.to_proto(model).SerializeToString(), variant)
+
+
+def records_of(
+    checkpoint: Checkpoint, folder: Path, known: Mapping[str, str | None], report: Report
+) -> dict[str, FileRecord]:
+    """What the manifest says of the checkpoint's files; `known` are hashes computed before."""
+    sizes = {file: (folder / file).stat().st_size for file in checkpoint.files}
+    todo = sum(size for file, size in sizes.items() if not known.get(file))
+    count = Counter(report, "hashing", todo)
+    found = {}
+    for file, size in sizes.items():
+        if sha256 := known.get(file):
+            table = checkpoint.tables.get(file)
+            record = FileRecord(size=size, sha256=sha256, table=table.sha256 if table else None)
+        else:
+            record = record_of(folder / file, count)
+        found[file] = record
+    return found
+
+
+def check_all(
+    networks: Mapping[str, Traceable],
+    weights: Mapping[str, Mapping[str, Weight]],
+    graphs: Sequence[Graph],
+    folder: Path,
+    report: Report = silent,
+) -> list[Outcome]:
+    """Check every graph against its network in torch. Raises Fault where one differs."""
+    outcomes = []
+    for number, (name, traceable) in enumerate(networks.items()):
+        report("checking", number, len(networks))
+        candidates = [
+            Candidate(g.name, g.precision, g.content, g.variant.inputs, g.variant.outputs)
+            for g in graphs
+            if g.name == name or (name == "unet" and g.name in PARTS)
+        ]
+        bound = weights[traceable.plan.network]
+        outcomes += check_network(traceable.plan, traceable.config, bound, folder, candidates)
+    report("checking", len(networks), len(networks))
+    return outcomes
+
+
+def _fields_of(checkpoint: Checkpoint) -> dict[str, object]:
+    """All of the manifest that the configs say, checked before any work."""
+    return {
+        "name": "".join(c if c.isprintable() else "?" for c in checkpoint.name)[:300],
+        "family": "sdxl",
+        "schedule": record.schedule_record(checkpoint),
+        "text_encoders": record.text_encoder_records(checkpoint),
+        "unet": record.unet_record(checkpoint),
+        "vae": record.vae_record(checkpoint),
+        "force_zeros_for_empty_prompt": record.zeros_for_empty_prompt(checkpoint),
+        "defaults": record.defaults(checkpoint),
+        "exporter": record.exporter_versions(),
+    }
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    fields: Mapping[str, object],
+    files: Mapping[str, FileRecord],
+    graphs: Sequence[Graph],
+) -> Manifest:
+    variants: dict[str, dict[Precision, GraphVariant]] = {name: {} for name in GRAPHS}
+    written = {}
+    for graph in graphs:
+        variants[graph.name][graph.precision] = graph.variant
+        digest = hashlib.sha256(graph.content).hexdigest()
+        written[graph.variant.file] = FileRecord(size=len(graph.content), sha256=digest)
+    return Manifest(**fields, graphs=variants, files={**files, **written})  # type: ignore[arg-type]
+
+
+def _old_graphs(folder: Path) -> set[str]:
+    """The graphs of an earlier export, where one can be told."""
+    if not (folder / NAME).exists():
+        return set()
+    try:
+        manifest = read_manifest(folder)
+    except BadInput:  # of another version, or broken: it is replaced, its graphs stay
+        return set()
+    return {v.file for variants in manifest.graphs.values() for v in variants.values()}
