@@ -1,0 +1,18 @@
+"""Fixtures that the tests of several folders share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def exported_model(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Callable[[str], Path]:
+    """The exported folder of one of `support.checkpoints.VARIANTS`, by its name; read only."""
+    from support.exported import exported  # only here: it imports torch
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "exported"
+    return lambda variant: exported(variant, shared)
