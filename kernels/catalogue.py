@@ -1,0 +1,77 @@
+"""Every kernel there is: its source, constants, parameters, and what it may cost on a chip."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_rt.kernels import guided_step, prepare, select_rows
+from diffusion_rt.kernels.driver.arguments import Parameter
+
+ARCHS = (80, 86, 87, 89, 90, 100, 110, 120, 121)
+SOURCES = Path(__file__).parent / "sources"
+
+_ELEMENTS = {"float16": ("half", 2), "float32": ("float", 4)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One kernel for given types; one image of it is compiled for each chip."""
+
+    name: str
+    kernel: str  # the entry's name in the image
+    source: str  # a file of SOURCES
+    constants: tuple[tuple[str, str], ...]  # preprocessor definitions
+    parameters: tuple[Parameter, ...]
+    registers: int  # at most so many a thread, on every chip
+    shared_bytes: int = 0  # static
+    archs: tuple[int, ...] = ARCHS
+
+
+def _of_elements(dtype: str) -> tuple[Variant, ...]:
+    """The kernels that read or write the model's own numbers."""
+    element, nbytes = _ELEMENTS[dtype]
+    constants = (("ELEMENT", element),)
+    return (
+        Variant(
+            name=f"prepare.{dtype}",
+            kernel="prepare",
+            source="prepare.cu",
+            constants=constants,
+            parameters=prepare.parameters(nbytes),
+            registers=40,
+        ),
+        Variant(
+            name=f"guidance_statistics.{dtype}",
+            kernel="guidance_statistics",
+            source="guidance_statistics.cu",
+            constants=constants,
+            parameters=guided_step.statistics_parameters(nbytes),
+            registers=48,
+            shared_bytes=32,
+        ),
+        Variant(
+            name=f"guided_step.{dtype}",
+            kernel="guided_step",
+            source="guided_step.cu",
+            constants=constants,
+            parameters=guided_step.parameters(nbytes),
+            registers=48,
+            shared_bytes=32,
+        ),
+    )
+
+
+CATALOGUE = {
+    variant.name: variant
+    for variant in (
+        *_of_elements("float16"),
+        *_of_elements("float32"),
+        Variant(
+            name="select_rows",
+            kernel="select_rows",
+            source="select_rows.cu",
+            constants=(),
+            parameters=select_rows.PARAMETERS,
+            registers=40,
+        ),
+    )
+}

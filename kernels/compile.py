@@ -1,0 +1,176 @@
+"""From a catalogue row to an image: a cubin for a chip, PTX for chips to come, or host code."""
+
+import importlib
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffusion_rt.kernels.catalogue import SOURCES, Variant
+
+PTX_ARCH = 80
+"""PTX is written for the oldest chip of all, so that every newer one can take it."""
+
+_OPTIONS = ("-std=c++17",)
+_INCLUDE = f"-I{SOURCES}"
+
+
+class CompileError(RuntimeError):
+    """A kernel does not compile, or there is no compiler; the message says the way out."""
+
+
+class Compiler(Protocol):
+    """Something that makes images; `identity` names it and its version for the cache's key."""
+
+    @property
+    def identity(self) -> str: ...
+
+    def cubin(self, variant: Variant, arch: int) -> bytes: ...
+
+    def ptx(self, variant: Variant) -> bytes: ...
+
+
+def find_compiler() -> Compiler:
+    """NVRTC (a wheel, no toolkit needed), else nvcc; raises CompileError where neither is here."""
+    try:
+        return Nvrtc()
+    except CompileError as nvrtc:
+        try:
+            return Nvcc()
+        except CompileError as nvcc:
+            raise CompileError(
+                f"no CUDA compiler: {nvrtc}; {nvcc}; pip install nvidia-cuda-nvrtc"
+            ) from None
+
+
+class Nvrtc:
+    """NVIDIA's run-time compiler, in the process."""
+
+    def __init__(self) -> None:
+        try:
+            self._api = api = importlib.import_module("cuda.bindings.nvrtc")
+            _, major, minor = api.nvrtcVersion()
+        except ImportError:
+            raise CompileError("cuda-python is not installed") from None
+        except RuntimeError:  # The bindings' own, where the library is not found.
+            raise CompileError("libnvrtc is not installed") from None
+        self.identity = f"nvrtc {major}.{minor}"
+
+    def cubin(self, variant: Variant, arch: int) -> bytes:
+        return self._image(variant, f"sm_{arch}", "CUBIN")
+
+    def ptx(self, variant: Variant) -> bytes:
+        return self._image(variant, f"compute_{PTX_ARCH}", "PTX").rstrip(b"\0")
+
+    def _image(self, variant: Variant, target: str, kind: str) -> bytes:
+        api = self._api
+        headers = {path.name: path.read_bytes() for path in sorted(SOURCES.glob("*.h"))}
+        names = [name.encode() for name in headers]
+        source = (SOURCES / variant.source).read_bytes()
+        program = self._check(
+            api.nvrtcCreateProgram(
+                source, variant.source.encode(), len(names), list(headers.values()), names
+            )
+        )
+        options = [*_OPTIONS, *_definitions(variant), f"--gpu-architecture={target}"]
+        encoded = [option.encode() for option in options]
+        (status,) = api.nvrtcCompileProgram(program, len(encoded), encoded)
+        if int(status) != 0:
+            log = self._text(program, api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog)
+            api.nvrtcDestroyProgram(program)
+            raise _failure(variant, target, log.decode(errors="replace"))
+        size = getattr(api, f"nvrtcGet{kind}Size")
+        image = self._text(program, size, getattr(api, f"nvrtcGet{kind}"))
+        api.nvrtcDestroyProgram(program)
+        return image
+
+    def _text(self, program: Any, size: Any, read: Any) -> bytes:
+        text = bytearray(self._check(size(program)))
+        buffer = bytes(text)  # The bindings write into it; they take no bytearray.
+        self._check(read(program, buffer))
+        return buffer
+
+    def _check(self, answer: tuple[Any, ...]) -> Any:
+        status, *values = answer
+        if int(status) != 0:
+            raise CompileError(f"NVRTC answers {status}; reinstall nvidia-cuda-nvrtc")
+        return values[0] if values else None
+
+
+class Nvcc:
+    """The toolkit's compiler: PTX once for each variant, then its assembler for each chip."""
+
+    def __init__(self) -> None:
+        self._nvcc = _tool("nvcc")
+        self._ptxas = _tool("ptxas")
+        lines = _run([self._nvcc, "--version"], "nvcc").splitlines()
+        self.identity = lines[-1] if lines else "nvcc"
+        self._made: dict[str, bytes] = {}
+
+    def cubin(self, variant: Variant, arch: int) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            source, image = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+            source.write_bytes(self.ptx(variant))
+            what = f"{variant.name} for sm_{arch}"
+            _run([self._ptxas, f"-arch=sm_{arch}", "-O3", str(source), "-o", str(image)], what)
+            return image.read_bytes()
+
+    def ptx(self, variant: Variant) -> bytes:
+        if variant.name not in self._made:
+            with tempfile.TemporaryDirectory() as folder:
+                image = Path(folder, "kernel.ptx")
+                options = [*_OPTIONS, *_definitions(variant), f"-arch=compute_{PTX_ARCH}"]
+                source = str(SOURCES / variant.source)
+                command = [self._nvcc, "-ptx", *options, "-O3", _INCLUDE, source, "-o", str(image)]
+                _run(command, f"{variant.name} to PTX")
+                self._made[variant.name] = image.read_bytes()
+        return self._made[variant.name]
+
+
+def host_library(variants: Sequence[Variant]) -> bytes:
+    """The same sources as a library for the simulator, by the system's C++ compiler.
+
+    Products and sums stay apart here (`-ffp-contract=off`), while a device fuses them. Raises
+    CompileError where there is no g++, or two variants of one kernel are asked for.
+    """
+    if len({variant.kernel for variant in variants}) != len(variants):
+        raise CompileError("two variants of one kernel cannot lie in one host library")
+    compiler = _tool("g++")
+    with tempfile.TemporaryDirectory() as folder:
+        objects = []
+        for variant in variants:
+            made = str(Path(folder, f"{variant.kernel}.o"))
+            source = str(SOURCES / variant.source)
+            command = [compiler, "-x", "c++", *_OPTIONS, "-O1", "-fPIC", "-ffp-contract=off"]
+            command += ["-Wall", "-Wno-unknown-pragmas", _INCLUDE, *_definitions(variant)]
+            _run([*command, "-c", source, "-o", made], f"{variant.name} for the host")
+            objects.append(made)
+        image = Path(folder, "kernels.so")
+        _run([compiler, "-shared", *objects, "-o", str(image)], "the host library")
+        return image.read_bytes()
+
+
+def _definitions(variant: Variant) -> list[str]:
+    return [f"-D{name}={value}" for name, value in variant.constants]
+
+
+def _tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise CompileError(f"{name} is not on the path")
+    return found
+
+
+def _run(command: list[str], what: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        log = done.stderr.strip().splitlines() or ["no message"]
+        raise CompileError(f"{what} does not compile: {log[0]}")
+    return done.stdout.strip()
+
+
+def _failure(variant: Variant, target: str, log: str) -> CompileError:
+    lines = [line for line in log.splitlines() if "error" in line] or ["no message"]
+    return CompileError(f"{variant.name} for {target} does not compile: {lines[0]}")

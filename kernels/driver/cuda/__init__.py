@@ -1,0 +1,1 @@
+"""The real device, over `cuda.bindings.driver`."""

@@ -1,0 +1,200 @@
+// CUDA's language on the host, so that a kernel's own source runs under a C++ compiler.
+//
+// Each thread of a block is a fibre; a barrier hands control back until all have arrived. Blocks run
+// one after the other. Shared memory is poisoned before each block. HOST_CUDA_ORDER=reverse runs
+// threads and blocks backwards, so that a result which leans on an order shows. A barrier that not
+// all threads reach ends the launch with a message.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __shared__ static __attribute__((section("shared_memory")))
+
+struct Index3 {
+    unsigned x, y, z;
+};
+static Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+extern "C" char __start_shared_memory[] __attribute__((weak));
+extern "C" char __stop_shared_memory[] __attribute__((weak));
+
+namespace host {
+
+constexpr unsigned kLanes = 32;
+constexpr size_t kStack = 64 * 1024;
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Fibre {
+    ucontext_t context;
+    State state;
+    Index3 index;
+    std::vector<char> stack;
+};
+
+static std::vector<Fibre> fibres;
+static ucontext_t scheduler;
+static unsigned current;
+static void (*body)(void*);
+static void* body_arguments;
+static std::vector<uint64_t> slots;
+
+static void wait(State state) {
+    Fibre& self = fibres[current];
+    self.state = state;
+    swapcontext(&self.context, &scheduler);
+}
+
+static void enter() {
+    body(body_arguments);
+    wait(State::kDone);
+}
+
+// Lets those waiting for one another go on; null while all is well.
+static const char* release(State barrier, unsigned first, unsigned count, const char* trouble) {
+    unsigned waiting = 0;
+    for (unsigned i = first; i < first + count; i++) waiting += fibres[i].state == barrier;
+    if (waiting == 0) return nullptr;
+    if (waiting < count) return trouble;
+    for (unsigned i = first; i < first + count; i++) fibres[i].state = State::kReady;
+    return nullptr;
+}
+
+static const char* run_block(unsigned threads, bool backwards) {
+    if (__start_shared_memory)
+        memset(__start_shared_memory, 0xFF, size_t(__stop_shared_memory - __start_shared_memory));
+    for (unsigned i = 0; i < threads; i++) {
+        Fibre& fibre = fibres[i];
+        getcontext(&fibre.context);
+        fibre.context.uc_stack.ss_sp = fibre.stack.data();
+        fibre.context.uc_stack.ss_size = fibre.stack.size();
+        fibre.context.uc_link = nullptr;
+        makecontext(&fibre.context, enter, 0);
+        fibre.state = State::kReady;
+        fibre.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+    }
+    for (;;) {
+        bool ran = false;
+        for (unsigned step = 0; step < threads; step++) {
+            current = backwards ? threads - 1 - step : step;
+            if (fibres[current].state != State::kReady) continue;
+            threadIdx = fibres[current].index;
+            swapcontext(&scheduler, &fibres[current].context);
+            ran = true;
+        }
+        bool done = true;
+        for (unsigned i = 0; i < threads; i++) done &= fibres[i].state == State::kDone;
+        if (done) return nullptr;
+        if (!ran) return "threads of a block wait at different barriers";
+        for (unsigned first = 0; first < threads; first += kLanes) {
+            const unsigned count = threads - first < kLanes ? threads - first : kLanes;
+            const char* trouble = release(State::kAtWarpBarrier, first, count,
+                                          "a warp's exchange that not all its threads reach");
+            if (trouble) return trouble;
+        }
+        bool warps = false;
+        for (unsigned i = 0; i < threads; i++) warps |= fibres[i].state == State::kReady;
+        if (warps) continue;
+        const char* trouble = release(State::kAtBlockBarrier, 0, threads,
+                                      "a barrier that not all threads of the block reach");
+        if (trouble) return trouble;
+    }
+}
+
+static const char* run_grid(const unsigned* grid, const unsigned* block) {
+    const char* order = getenv("HOST_CUDA_ORDER");
+    const bool backwards = order && !strcmp(order, "reverse");
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    const unsigned threads = block[0] * block[1] * block[2];
+    while (fibres.size() < threads) {
+        fibres.emplace_back();
+        fibres.back().stack.resize(kStack);
+    }
+    slots.resize(fibres.size());
+    const size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
+    for (size_t step = 0; step < blocks; step++) {
+        const size_t i = backwards ? blocks - 1 - step : step;
+        blockIdx = {unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]),
+                    unsigned(i / (size_t(grid[0]) * grid[1]))};
+        if (const char* trouble = run_block(threads, backwards)) return trouble;
+    }
+    return nullptr;
+}
+
+template <class... A>
+struct Kernel {
+    void (*function)(A...);
+    void** arguments;
+
+    template <size_t... I>
+    void call(std::index_sequence<I...>) {
+        function(*static_cast<A*>(arguments[I])...);
+    }
+    static void run(void* self) {
+        static_cast<Kernel*>(self)->call(std::index_sequence_for<A...>{});
+    }
+};
+
+template <class... A>
+const char* launch(void (*function)(A...), const unsigned* grid, const unsigned* block,
+                   void** arguments) {
+    Kernel<A...> kernel{function, arguments};
+    body = Kernel<A...>::run;
+    body_arguments = &kernel;
+    return run_grid(grid, block);
+}
+
+
+template <class F>
+struct Sizes;
+template <class... A>
+struct Sizes<void (*)(A...)> {
+    static constexpr unsigned value[] = {unsigned(sizeof(A))..., 0};
+};
+
+}  // namespace host
+
+static inline void __syncthreads() { host::wait(host::State::kAtBlockBarrier); }
+static inline void __threadfence() {}
+
+template <class T>
+static inline T __shfl_xor_sync(unsigned, T value, int distance) {
+    static_assert(sizeof(T) <= sizeof(uint64_t), "one slot a thread");
+    memcpy(&host::slots[host::current], &value, sizeof(T));
+    host::wait(host::State::kAtWarpBarrier);
+    memcpy(&value, &host::slots[host::current ^ unsigned(distance)], sizeof(T));
+    host::wait(host::State::kAtWarpBarrier);
+    return value;
+}
+
+static inline unsigned atomicInc(unsigned* address, unsigned most) {
+    const unsigned old = *address;
+    *address = old >= most ? 0 : old + 1;
+    return old;
+}
+static inline int atomicMin(int* address, int value) {
+    const int old = *address;
+    if (value < old) *address = value;
+    return old;
+}
+
+// What the simulated drivers look for: the launch, and the sizes of the parameters.
+#define HOST_KERNEL(name)                                                                     \
+    extern "C" const char* host_launch_##name(const unsigned* grid, const unsigned* block,    \
+                                              unsigned, void** arguments) {                   \
+        return host::launch(name, grid, block, arguments);                                    \
+    }                                                                                         \
+    extern "C" {                                                                              \
+    extern const unsigned* const host_sizes_##name;                                           \
+    const unsigned* const host_sizes_##name = host::Sizes<decltype(&name)>::value;            \
+    }
