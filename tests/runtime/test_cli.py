@@ -244,7 +244,7 @@ def test_a_picture_from_the_model_that_ships_and_again_from_its_metadata(tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_half_file(number: signal.Signals, tmp_path: Path) -> None:
-    drawing = start(tmp_path, "generate", "x", "--steps=1000", "--output=a.png")
+    drawing = start(tmp_path, "generate", "x", "--steps=900", "--width=256", "--output=a.png")
     assert drawing.stderr is not None
     assert drawing.stderr.readline().startswith("engine ort on cpu")  # the model is open
     timer = threading.Timer(1.0, drawing.send_signal, [number])
