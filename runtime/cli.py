@@ -37,7 +37,7 @@ DOCTOR = """Exit status: 0 where pictures can be drawn, else 1.
 
 def generate(argv: Sequence[str]) -> int:
     """Draw pictures and print the name of each. Raises BadInput before any work where it can."""
-    found = _generate_parser().read(argv)
+    found = generate_parser().read(argv)
     found.prompt = _prompt(found)
     request = request_of(found)
     check_output(found.output, request.num_images_per_prompt, overwrite=found.overwrite)
@@ -119,7 +119,8 @@ def doctor(argv: Sequence[str]) -> int:
     return 0 if able else 1
 
 
-def _generate_parser() -> Parser:
+def generate_parser() -> Parser:
+    """The arguments of `generate`."""
     parser = Parser(
         prog="diffusion-rt generate",
         usage="diffusion-rt generate [PROMPT] [flags]",
