@@ -125,21 +125,25 @@ def advance(state: Latents, guided: Latents, noise: Latents | None, step: Step) 
     """The stack after one step, a new array float32 [K, …].
 
     `state` is the stack before it, `guided` [...] the model's guided prediction, `noise` [...] a
-    fresh standard normal draw, or None where the step draws none. Each element is computed alike,
-    whatever lies around it, so a batch equals its images to the bit.
+    fresh standard normal draw, or None where the step draws none. Sums are float64 and rounded
+    once. Each element is computed alike, whatever lies around it, so a batch equals its images to
+    the bit.
     """
     assert step.noise == (noise is not None), "noise is drawn exactly where the step says so"
     sources = [*state, guided, noise]
     result = np.empty_like(state)
-    product = np.empty_like(state[0])
+    total, product = np.empty((2, *state.shape[1:]))
     for row, weights in zip(result, step.weights.tolist(), strict=True):
         terms = [(w, x) for w, x in zip(weights, sources, strict=True) if w != 0 and x is not None]
         if not terms:
             row.fill(0)
-            continue
-        (weight, source), *others = terms
-        np.multiply(source, weight, out=row)
-        for weight, source in others:
-            np.multiply(source, weight, out=product)
-            row += product
+        elif len(terms) == 1:
+            np.multiply(terms[0][1], terms[0][0], out=row)
+        else:
+            (weight, source), *others = terms
+            np.multiply(source, weight, out=total, dtype=np.float64)
+            for weight, source in others:
+                np.multiply(source, weight, out=product, dtype=np.float64)
+                total += product
+            row[...] = total
     return result

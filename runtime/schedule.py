@@ -7,7 +7,7 @@ does: they are constants the model was trained with. All that is derived from th
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -43,7 +43,7 @@ class Grid:
     extra: bool
     whole: bool
     spaced_ends: bool
-    karras: Literal["exact", "rounded"] = "exact"
+    karras: Literal["exact", "rounded", "rounded-unless-cosine"] = "exact"
     others: Literal["exact", "floor"] = "exact"
     log_linear: bool = False
 
@@ -53,6 +53,11 @@ SIGMA_GRID = Grid(extra=False, whole=False, spaced_ends=True)  # Heun, LMS and w
 MIDPOINT_GRID = Grid(extra=False, whole=False, spaced_ends=True, karras="rounded")  # DPM2
 WHOLE_GRID = Grid(extra=False, whole=True, spaced_ends=True)  # DDIM, DDPM, PNDM
 SOLVER_GRID = Grid(extra=True, whole=True, spaced_ends=False, karras="rounded", others="floor")
+MULTISTEP_GRID = replace(SOLVER_GRID, karras="rounded-unless-cosine")
+
+DISTILLED = "distilled"
+"""The spacing of samplers for distilled models: a share of the `DISTILLATION_STEPS`."""
+DISTILLATION_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,6 +103,12 @@ class Schedule:
     def length(self) -> int:
         """How many timesteps the model was trained with."""
         return len(self.alphas_cumprod)
+
+    def product_before(self, timestep: int) -> float:
+        """The product at a timestep that a step goes down to; below 0, where the run ends."""
+        if timestep >= 0:
+            return float(self.alphas_cumprod[timestep])
+        return 1.0 if self.record.set_alpha_to_one else float(self.alphas_cumprod[0])
 
     def sigma_at(self, timesteps: Vector) -> Vector:
         """Sigma at any timesteps, between whole ones linearly."""
@@ -161,6 +172,8 @@ class Schedule:
             spaced = spaced + self.record.steps_offset
         elif spacing == "trailing":
             spaced = np.arange(self.length, 0.0, -self.length / steps).round() - 1
+        elif spacing == DISTILLED:
+            spaced = self._distilled(steps)
         else:
             raise BadInput(
                 f"spacing={spacing!r} is not known; did you mean {nearest(spacing, SPACINGS)!r}?"
@@ -174,13 +187,26 @@ class Schedule:
             )
         return spaced
 
+    def _distilled(self, steps: int) -> Vector:
+        """Timesteps spread over those a consistency model was distilled on (Luo et al., 2023)."""
+        most = min(DISTILLATION_STEPS, self.length)
+        if steps > most:
+            raise BadInput(f"steps={steps} is more than the {most} of distillation; ask for 1 to 8")
+        learnt = np.arange(most, 0.0, -1) * (self.length // most) - 1
+        return learnt[np.floor(np.linspace(0, most, steps, endpoint=False)).astype(np.int64)]
+
     def _family(self, name: str, grid: Grid, steps: int, ends: Vector) -> tuple[Vector, Vector]:
         """Timesteps and sigmas of a named family of sigmas."""
         high, low = float(ends[0]), float(ends[-1])
         if name == "karras":
             levels = karras(low, high, steps)
             found = self.timestep_at(levels)
-            return found.round() if grid.karras == "rounded" else found, levels
+            if grid.karras == "exact":
+                return found, levels
+            cosine = self.record.beta_schedule == "squaredcos_cap_v2"
+            if cosine and grid.karras == "rounded-unless-cosine":
+                return np.floor(found), levels
+            return found.round(), levels
         if name in ("exponential", "beta"):
             levels = (
                 exponential(low, high, steps) if name == "exponential" else beta(low, high, steps)

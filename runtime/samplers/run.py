@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.runtime.plan import Step
 from diffusion_rt.runtime.schedule import Levels, Schedule
 
@@ -54,6 +55,30 @@ class Run:
         for i in range(self.begin, self.count):
             yield timesteps[i], sigmas[i], sigmas[i + 1]
 
+    def timestep_at(self, sigma: float) -> float:
+        """The timestep the model is told at a level of the sampler's own."""
+        return float(self.schedule.timestep_at(np.array([sigma]))[0])
+
+    def trained_level(self, timestep: int) -> tuple[float, float]:
+        """Signal and noise of a latent of unit variance at a timestep of the training schedule.
+
+        Raises BadInput where no signal is left and the model predicts the noise all the same.
+        """
+        product = float(self.schedule.alphas_cumprod[timestep])
+        if product == 0 and self.prediction == "epsilon":
+            raise BadInput(
+                f"sampler {self.name} cannot take a model that predicts epsilon to timestep "
+                f"{timestep}, where zero terminal SNR leaves no signal; try euler or leading spacing"
+            )
+        return math.sqrt(product), math.sqrt(1 - product)
+
+    def whole_timesteps(self) -> list[int]:
+        """The timesteps as places in the training schedule. Raises BadInput for others."""
+        for timestep in self.levels.timesteps.tolist():
+            if timestep != int(timestep):
+                raise BadInput(f"sampler {self.name} takes whole timesteps, not {timestep:g}")
+        return [int(timestep) for timestep in self.levels.timesteps]
+
 
 def basis(order: int) -> Row:
     """The unit vectors of [S ; q ; noise] for K = `order`; a row of a matrix is a sum of them."""
@@ -63,21 +88,23 @@ def basis(order: int) -> Row:
 def exploding(run: Run, timestep: float, sigma: float, rows: Sequence[Row]) -> Step:
     """A step whose S[0] is `x + sigma * noise` (variance exploding, as in k-diffusion)."""
     scale = 1 / math.hypot(sigma, 1)
-    c_skip, c_out = {
-        "epsilon": (1.0, -sigma),
-        "v_prediction": (scale**2, -sigma * scale),
-        "sample": (0.0, 1.0),
-    }[run.prediction]
+    if run.prediction == "epsilon":
+        c_skip, c_out = 1.0, -sigma
+    elif run.prediction == "v_prediction":
+        c_skip, c_out = scale**2, -sigma * scale
+    else:
+        c_skip, c_out = 0.0, 1.0
     return _step(timestep, sigma, scale, c_skip, c_out, rows)
 
 
 def preserving(run: Run, timestep: float, alpha: float, sigma: float, rows: Sequence[Row]) -> Step:
     """A step whose S[0] is `alpha * x + sigma * noise`, alpha^2 + sigma^2 = 1 (as in DDPM)."""
-    c_skip, c_out = {
-        "epsilon": (1 / alpha, -sigma / alpha),
-        "v_prediction": (alpha, -sigma),
-        "sample": (0.0, 1.0),
-    }[run.prediction]
+    if run.prediction == "epsilon":
+        c_skip, c_out = 1 / alpha, -sigma / alpha
+    elif run.prediction == "v_prediction":
+        c_skip, c_out = alpha, -sigma
+    else:
+        c_skip, c_out = 0.0, 1.0
     return _step(timestep, sigma / alpha if alpha else math.inf, 1.0, c_skip, c_out, rows)
 
 
