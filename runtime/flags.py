@@ -88,7 +88,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         ),
         "guidance_scale": Flag(number, "SCALE", "how closely to follow the prompt; 1 is off"),
         "guidance_rescale": Flag(number, "PHI", "0 to 1: against overexposure; default: 0"),
-        "sampler": Flag(str, "NAME", "such as euler, ddim, dpm++-2m; default: the model's"),
+        "sampler": Flag(str, "NAME", "such as euler, ddim, dpmpp-2m; default: the model's"),
         "spacing": Flag(str, "NAME", f"of the timesteps: {', '.join(SPACINGS)}"),
         "sigmas": Flag(
             noise_levels, "NAME|LIST", f"{', '.join(SIGMAS)}; or noise levels such as 14.6,5.1,0.9"

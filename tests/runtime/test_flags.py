@@ -30,7 +30,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "num_inference_steps": st.integers(1, 1000),
     "guidance_scale": st.floats(0, 100),
     "guidance_rescale": st.floats(0, 1),
-    "sampler": st.sampled_from(["euler", "dpm++-2m"]),
+    "sampler": st.sampled_from(["euler", "dpmpp-2m"]),
     "spacing": st.sampled_from(SPACINGS),
     "sigmas": st.sampled_from(SIGMAS) | LIST,
     "eta": st.floats(0, 1),

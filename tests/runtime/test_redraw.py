@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffusion_rt.command import plain
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.runtime.cli import _generate_parser, _prompt
+from diffusion_rt.runtime.cli import generate_parser, _prompt
 from diffusion_rt.runtime.flags import request_of
 from diffusion_rt.runtime.picture import Metadata, Origin
 from diffusion_rt.runtime.redraw import arguments_of, command_of, quoted
@@ -38,7 +38,7 @@ OTHER = Origin(
 @given(request=requests(), origin=st.sampled_from([SHIPPED, OTHER]))
 def test_the_command_line_reads_the_same_request(request: Request, origin: Origin) -> None:
     program, *arguments = arguments_of(Metadata(request, origin))
-    found = _generate_parser().read(arguments)
+    found = generate_parser().read(arguments)
     found.prompt = _prompt(found)
     assert program == "generate"
     assert request_of(found) == request
