@@ -1,8 +1,8 @@
 """An ONNX file, read under suspicion before any library sees it.
 
-Only the wire format of protocol buffers is read, and of ONNX only what can reach outside the file
-or bring foreign code: external data, operator domains, local functions. What this reader does not
-know it refuses, so that no other reader of the same bytes finds in them what it did not.
+Of ONNX only that is read which can reach outside the file or bring foreign code: external data,
+operator domains, local functions. What this reader does not know it refuses, so that no other
+reader of the same bytes finds in them what it did not.
 """
 
 import math
@@ -12,6 +12,18 @@ from pathlib import PurePosixPath
 
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.manifest import FileRecord
+from diffusion_rt.engines.protobuf import (
+    BLOB,
+    BLOBS,
+    DOUBLES,
+    FLOAT,
+    FLOATS,
+    INT,
+    INTS,
+    Refused,
+    WireReader,
+    message,
+)
 
 MAX_BYTES = 64 << 20
 MAX_FIELDS = 1_000_000  # a node takes about 40
@@ -37,110 +49,85 @@ ITEM_SIZES = {  # TensorProto.DataType: its name and bytes per element
     16: ("bfloat16", 2),
 }
 
-# The fields of each message that are read over or read: number -> (wire types, may it repeat). A
-# field left out here is refused. Plain numbers that repeat may also come packed, as bytes.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_Field = tuple[tuple[int, ...], bool]
-_INT: _Field = ((_VARINT,), False)
-_INTS: _Field = ((_VARINT, _BYTES), True)
-_FLOAT: _Field = ((_FIXED32,), False)
-_FLOATS: _Field = ((_FIXED32, _BYTES), True)
-_DOUBLES: _Field = ((_FIXED64, _BYTES), True)
-_BLOB: _Field = ((_BYTES,), False)
-_BLOBS: _Field = ((_BYTES,), True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """A message's name and tags: number << 3 | wire type -> may it repeat."""
-
-    name: str
-    tags: Mapping[int, bool]
-
-
-def _message(name: str, fields: Mapping[int, _Field]) -> _Message:
-    tags = {n << 3 | wire: many for n, (wires, many) in fields.items() for wire in wires}
-    return _Message(name, tags)
-
-
-_MODEL = _message(
+# Of each message the fields that are read, and those that are known to be harmless.
+MODEL = message(
     "the model",
     {
-        1: _INT,  # ir_version
-        2: _BLOB,  # producer_name
-        3: _BLOB,  # producer_version
-        4: _BLOB,  # domain
-        5: _INT,  # model_version
-        6: _BLOB,  # doc_string
-        7: _BLOB,  # graph
-        8: _BLOBS,  # opset_import
-        14: _BLOBS,  # metadata_props
+        1: INT,  # ir_version
+        2: BLOB,  # producer_name
+        3: BLOB,  # producer_version
+        4: BLOB,  # domain
+        5: INT,  # model_version
+        6: BLOB,  # doc_string
+        7: BLOB,  # graph
+        8: BLOBS,  # opset_import
+        14: BLOBS,  # metadata_props
     },
 )
-_OPSET = _message("an opset", {1: _BLOB, 2: _INT})  # domain, version
-_GRAPH = _message(
+OPSET = message("an opset", {1: BLOB, 2: INT})  # domain, version
+GRAPH = message(
     "a graph",
     {
-        1: _BLOBS,  # node
-        2: _BLOB,  # name
-        5: _BLOBS,  # initializer
-        10: _BLOB,  # doc_string
-        11: _BLOBS,  # input
-        12: _BLOBS,  # output
-        13: _BLOBS,  # value_info
-        16: _BLOBS,  # metadata_props
+        1: BLOBS,  # node
+        2: BLOB,  # name
+        5: BLOBS,  # initializer
+        10: BLOB,  # doc_string
+        11: BLOBS,  # input
+        12: BLOBS,  # output
+        13: BLOBS,  # value_info
+        16: BLOBS,  # metadata_props
     },
 )
-_NODE = _message(
+NODE = message(
     "a node",
     {
-        1: _BLOBS,  # input
-        2: _BLOBS,  # output
-        3: _BLOB,  # name
-        4: _BLOB,  # op_type
-        5: _BLOBS,  # attribute
-        6: _BLOB,  # doc_string
-        7: _BLOB,  # domain
-        9: _BLOBS,  # metadata_props
+        1: BLOBS,  # input
+        2: BLOBS,  # output
+        3: BLOB,  # name
+        4: BLOB,  # op_type
+        5: BLOBS,  # attribute
+        6: BLOB,  # doc_string
+        7: BLOB,  # domain
+        9: BLOBS,  # metadata_props
     },
 )
-_ATTRIBUTE = _message(
+ATTRIBUTE = message(
     "an attribute",
     {
-        1: _BLOB,  # name
-        2: _FLOAT,  # f
-        3: _INT,  # i
-        4: _BLOB,  # s
-        5: _BLOB,  # t
-        6: _BLOB,  # g
-        7: _FLOATS,  # floats
-        8: _INTS,  # ints
-        9: _BLOBS,  # strings
-        10: _BLOBS,  # tensors
-        11: _BLOBS,  # graphs
-        13: _BLOB,  # doc_string
-        20: _INT,  # type
+        1: BLOB,  # name
+        2: FLOAT,  # f
+        3: INT,  # i
+        4: BLOB,  # s
+        5: BLOB,  # t
+        6: BLOB,  # g
+        7: FLOATS,  # floats
+        8: INTS,  # ints
+        9: BLOBS,  # strings
+        10: BLOBS,  # tensors
+        11: BLOBS,  # graphs
+        13: BLOB,  # doc_string
+        20: INT,  # type
     },
 )
-_TENSOR = _message(
+TENSOR = message(
     "a tensor",
     {
-        1: _INTS,  # dims
-        2: _INT,  # data_type
-        4: _FLOATS,  # float_data
-        5: _INTS,  # int32_data
-        7: _INTS,  # int64_data
-        8: _BLOB,  # name
-        9: _BLOB,  # raw_data
-        10: _DOUBLES,  # double_data
-        11: _INTS,  # uint64_data
-        12: _BLOB,  # doc_string
-        13: _BLOBS,  # external_data
-        14: _INT,  # data_location
-        16: _BLOBS,  # metadata_props
+        1: INTS,  # dims
+        2: INT,  # data_type
+        4: FLOATS,  # float_data
+        5: INTS,  # int32_data
+        7: INTS,  # int64_data
+        8: BLOB,  # name
+        9: BLOB,  # raw_data
+        10: DOUBLES,  # double_data
+        11: INTS,  # uint64_data
+        12: BLOB,  # doc_string
+        13: BLOBS,  # external_data
+        14: INT,  # data_location
+        16: BLOBS,  # metadata_props
     },
 )
-_ENTRY = _message("an entry of external_data", {1: _BLOB, 2: _BLOB})  # key, value
+ENTRY = message("an entry of external_data", {1: BLOB, 2: BLOB})  # key, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +162,7 @@ def read_onnx(content: bytes, what: str) -> OnnxFile:
     reader = _Reader(content)
     try:
         reader.model()
-    except _Refused as refused:
+    except Refused as refused:
         raise BadInput(f"{what}: {refused}; export the model again") from None
     return reader.found
 
@@ -201,53 +188,48 @@ def check_external(onnx: OnnxFile, file: str, files: Mapping[str, FileRecord]) -
             )
 
 
-class _Refused(Exception):
-    """Why the file is refused."""
-
-
-class _Reader:
-    """Walks the messages of one file; positions are indices into `data`."""
+class _Reader(WireReader):
+    """Goes through the messages of one file."""
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
+        super().__init__(data, MAX_FIELDS)
         self.found = OnnxFile()
-        self.fields_left = MAX_FIELDS
 
     def model(self) -> None:
         graph = None
-        for number, start, end in self.walk(0, len(self.data), _MODEL):
+        for number, start, end in self.walk(0, len(self.data), MODEL):
             if number == 1 and not 3 <= start <= MAX_IR_VERSION:
-                raise _Refused(f"IR version {start}, wants 3 to {MAX_IR_VERSION}")
+                raise Refused(f"IR version {start}, wants 3 to {MAX_IR_VERSION}")
             if number == 8:
                 self.opset(start, end)
             elif number == 7:
                 graph = (start, end)
         if graph is None:
-            raise _Refused("no ONNX graph in it")
+            raise Refused("no ONNX graph in it")
         if not self.found.opset:
-            raise _Refused("no version of the standard operators")
+            raise Refused("no version of the standard operators")
         self.graph(*graph, depth=1)
 
     def opset(self, start: int, end: int) -> None:
         domain, version = b"", 0
-        for number, a, b in self.walk(start, end, _OPSET):
+        for number, a, b in self.walk(start, end, OPSET):
             if number == 1:
                 domain = self.data[a:b]
             else:
                 version = a
         self.check_domain(domain)
         if self.found.opset or not 1 <= version <= 1000:
-            raise _Refused(f"opset {version}, wants one version of the standard operators")
+            raise Refused(f"opset {version}, wants one version of the standard operators")
         self.found.opset = version
 
     def check_domain(self, domain: bytes) -> None:
         if domain not in DOMAINS:
-            raise _Refused(f"operators of domain {_text(domain)}, wants standard ONNX only")
+            raise Refused(f"operators of domain {_text(domain)}, wants standard ONNX only")
 
     def graph(self, start: int, end: int, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise _Refused(f"graphs within graphs, over {MAX_DEPTH} deep")
-        for number, a, b in self.walk(start, end, _GRAPH):
+            raise Refused(f"graphs within graphs, over {MAX_DEPTH} deep")
+        for number, a, b in self.walk(start, end, GRAPH):
             if number == 1:
                 self.node(a, b, depth)
             elif number == 5:
@@ -255,14 +237,14 @@ class _Reader:
 
     def node(self, start: int, end: int, depth: int) -> None:
         self.found.nodes += 1
-        for number, a, b in self.walk(start, end, _NODE):
+        for number, a, b in self.walk(start, end, NODE):
             if number == 5:
                 self.attribute(a, b, depth)
             elif number == 7:
                 self.check_domain(self.data[a:b])
 
     def attribute(self, start: int, end: int, depth: int) -> None:
-        for number, a, b in self.walk(start, end, _ATTRIBUTE):
+        for number, a, b in self.walk(start, end, ATTRIBUTE):
             if number in (5, 10):
                 self.tensor(a, b)
             elif number in (6, 11):
@@ -272,11 +254,11 @@ class _Reader:
         name, kind, external, embedded = b"", 0, False, -1
         shape: list[int] = []
         entries: list[tuple[int, int]] = []
-        for number, a, b in self.walk(start, end, _TENSOR):
+        for number, a, b in self.walk(start, end, TENSOR):
             if number == 1:
                 shape += [a] if b < 0 else self.packed(a, b)
                 if len(shape) > MAX_RANK:
-                    raise _Refused(f"tensor {_text(name)}: over {MAX_RANK} dimensions")
+                    raise Refused(f"tensor {_text(name)}: over {MAX_RANK} dimensions")
             elif number == 2:
                 kind = a
             elif number == 8:
@@ -288,25 +270,25 @@ class _Reader:
             elif number == 14:
                 external = a == 1
                 if a > 1:
-                    raise _Refused(f"tensor {_text(name)}: data_location {a}, wants 0 or 1")
+                    raise Refused(f"tensor {_text(name)}: data_location {a}, wants 0 or 1")
             elif number in (4, 5, 7, 10, 11):
                 embedded = max(embedded, 0)
         if kind not in ITEM_SIZES:
-            raise _Refused(f"tensor {_text(name)}: data type {kind} is not known")
+            raise Refused(f"tensor {_text(name)}: data type {kind} is not known")
         dtype, item = ITEM_SIZES[kind]
         length = item * math.prod(shape)
         if length > MAX_SIZE or any(size > MAX_SIZE for size in shape):
-            raise _Refused(f"tensor {_text(name)}: a shape of {length} bytes")
+            raise Refused(f"tensor {_text(name)}: a shape of {length} bytes")
         if not external:
             if entries:
-                raise _Refused(f"tensor {_text(name)}: external data that is not used")
+                raise Refused(f"tensor {_text(name)}: external data that is not used")
             if embedded > 0 and embedded != length:
-                raise _Refused(f"tensor {_text(name)}: {embedded} bytes, its shape wants {length}")
+                raise Refused(f"tensor {_text(name)}: {embedded} bytes, its shape wants {length}")
             if math.prod(shape) > end - start:  # an element takes a byte at least
-                raise _Refused(f"tensor {_text(name)}: fewer elements than its shape wants")
+                raise Refused(f"tensor {_text(name)}: fewer elements than its shape wants")
             return
         if embedded >= 0:
-            raise _Refused(f"tensor {_text(name)}: data both in the file and outside")
+            raise Refused(f"tensor {_text(name)}: data both in the file and outside")
         location, offset = self.place(entries, name, length)
         tensor = ExternalTensor(
             name.decode("utf-8", "replace"), dtype, tuple(shape), location, offset, length
@@ -317,78 +299,25 @@ class _Reader:
         """Location and offset of external data, whose length must be `wanted`."""
         found: dict[bytes, bytes] = {}
         for start, end in entries:
-            pair = {n: self.data[a:b] for n, a, b in self.walk(start, end, _ENTRY)}
+            pair = {n: self.data[a:b] for n, a, b in self.walk(start, end, ENTRY)}
             key = pair.get(1, b"")
             if key not in (b"location", b"offset", b"length") or key in found:
-                raise _Refused(
+                raise Refused(
                     f"tensor {_text(name)}: external data with {_text(key)}, wants location, "
                     "offset and length, each once"
                 )
             found[key] = pair.get(2, b"")
         numbers = (found.get(b"offset", b"0"), found.get(b"length", b""))
         if not all(digits.isdigit() and len(digits) <= 15 for digits in numbers):
-            raise _Refused(f"tensor {_text(name)}: offset and length want whole numbers")
+            raise Refused(f"tensor {_text(name)}: offset and length want whole numbers")
         if int(numbers[1]) != wanted:
-            raise _Refused(
+            raise Refused(
                 f"tensor {_text(name)}: {int(numbers[1])} bytes, its shape wants {wanted}"
             )
         try:
             return found.get(b"location", b"").decode(), int(numbers[0])
         except UnicodeDecodeError:
-            raise _Refused(f"tensor {_text(name)}: a location that is no text") from None
-
-    def walk(self, position: int, end: int, message: _Message) -> list[tuple[int, int, int]]:
-        """The fields of one message: (number, value, -1), or (number, start, end) for bytes."""
-        data, tags = self.data, message.tags
-        fields: list[tuple[int, int, int]] = []
-        seen = 0
-        while position < end:
-            tag = data[position]
-            position += 1
-            if tag >= 0x80:
-                tag, position = self.varint(position - 1, end)
-            many = tags.get(tag)
-            number = tag >> 3
-            if many is None:
-                raise _Refused(f"{message.name} has field {number} (type {tag & 7}), not known")
-            if not many:
-                if seen >> number & 1:
-                    raise _Refused(f"{message.name} has field {number} twice")
-                seen |= 1 << number
-            elif len(fields) > self.fields_left:
-                raise _Refused(f"over {MAX_FIELDS} fields")
-            wire = tag & 7
-            if wire == _BYTES:
-                length = data[position] if position < end else 0x80
-                position += 1
-                if length >= 0x80:
-                    length, position = self.varint(position - 1, end)
-                fields.append((number, position, position + length))
-                position += length
-            elif wire == _VARINT:
-                value, position = self.varint(position, end)
-                fields.append((number, value, -1))
-            else:
-                fields.append((number, position, -1))
-                position += 4 if wire == _FIXED32 else 8
-        if position > end:
-            raise _Refused(f"{message.name} is cut short")
-        self.fields_left -= len(fields)
-        return fields
-
-    def varint(self, position: int, end: int) -> tuple[int, int]:
-        """An unsigned number of at most 64 bits, and the place after it."""
-        value = shift = 0
-        while position < end and shift < 64:
-            byte = self.data[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if value >> 64:
-                    break
-                return value, position
-            shift += 7
-        raise _Refused("a number is cut short or too long")
+            raise Refused(f"tensor {_text(name)}: a location that is no text") from None
 
     def packed(self, position: int, end: int) -> list[int]:
         """Dimensions, as far as their number is allowed."""

@@ -447,9 +447,9 @@ def test_a_big_graph_is_read_quickly(tmp_path: Path) -> None:
     content = model_of(nodes, weights, [], []).SerializeToString()
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(read_onnx(content, "g").external) == 700
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.05
 
 
