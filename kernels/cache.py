@@ -1,4 +1,4 @@
-"""Compiled images on disk, each under a key of everything it was made from."""
+"""Compiled images on disk, each under a key of all that its source says."""
 
 import hashlib
 import os
@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffusion_rt.kernels.catalogue import ARCHS, SOURCES, Variant
-from diffusion_rt.kernels.compile import Compiler, find_compiler
+from diffusion_rt.kernels.compile import OPTIONS, Compiler, find_compiler
 
 _MAGIC = b"diffusion-rt kernel 1\n"
 _DIGEST_BYTES = 32
 
 
 class ImageCache:
-    """Images by content: a change of source, constants, chip or compiler makes another key.
+    """Images by content: a change of source, constants, options or chip makes another key.
 
+    The compiler is no part of it: what one made serves a machine that has another, or none.
     Two processes may build the same image at once; both write the same bytes by renaming, and one
     takes under a second, so nothing is locked.
     """
@@ -57,7 +58,7 @@ class ImageCache:
     def _key(self, variant: Variant, kind: str) -> str:
         digest = hashlib.sha256(_MAGIC)
         sources = [*sorted(SOURCES.glob("*.h")), SOURCES / variant.source]
-        parts = [kind, variant.kernel, *(f"{n}={v}" for n, v in variant.constants)]
+        parts = [kind, variant.kernel, *OPTIONS, *(f"{n}={v}" for n, v in variant.constants)]
         for part in [*(p.encode() for p in parts), *(path.read_bytes() for path in sources)]:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)

@@ -13,7 +13,7 @@ from diffusion_rt.kernels.catalogue import SOURCES, Variant
 PTX_ARCH = 80
 """PTX is written for the oldest chip of all, so that every newer one can take it."""
 
-_OPTIONS = ("-std=c++17",)
+OPTIONS = ("-std=c++17",)
 _INCLUDE = f"-I{SOURCES}"
 
 
@@ -22,10 +22,7 @@ class CompileError(RuntimeError):
 
 
 class Compiler(Protocol):
-    """Something that makes images; `identity` names it and its version for the cache's key."""
-
-    @property
-    def identity(self) -> str: ...
+    """Something that makes images of a variant; raises CompileError."""
 
     def cubin(self, variant: Variant, arch: int) -> bytes: ...
 
@@ -51,12 +48,11 @@ class Nvrtc:
     def __init__(self) -> None:
         try:
             self._api = api = importlib.import_module("cuda.bindings.nvrtc")
-            _, major, minor = api.nvrtcVersion()
+            api.nvrtcVersion()
         except ImportError:
             raise CompileError("cuda-python is not installed") from None
         except RuntimeError:  # The bindings' own, where the library is not found.
             raise CompileError("libnvrtc is not installed") from None
-        self.identity = f"nvrtc {major}.{minor}"
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
         return self._image(variant, f"sm_{arch}", "CUBIN")
@@ -74,7 +70,7 @@ class Nvrtc:
                 source, variant.source.encode(), len(names), list(headers.values()), names
             )
         )
-        options = [*_OPTIONS, *_definitions(variant), f"--gpu-architecture={target}"]
+        options = [*OPTIONS, *_definitions(variant), f"--gpu-architecture={target}"]
         encoded = [option.encode() for option in options]
         (status,) = api.nvrtcCompileProgram(program, len(encoded), encoded)
         if int(status) != 0:
@@ -105,8 +101,6 @@ class Nvcc:
     def __init__(self) -> None:
         self._nvcc = _tool("nvcc")
         self._ptxas = _tool("ptxas")
-        lines = _run([self._nvcc, "--version"], "nvcc").splitlines()
-        self.identity = lines[-1] if lines else "nvcc"
         self._made: dict[str, bytes] = {}
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
@@ -121,7 +115,7 @@ class Nvcc:
         if variant.name not in self._made:
             with tempfile.TemporaryDirectory() as folder:
                 image = Path(folder, "kernel.ptx")
-                options = [*_OPTIONS, *_definitions(variant), f"-arch=compute_{PTX_ARCH}"]
+                options = [*OPTIONS, *_definitions(variant), f"-arch=compute_{PTX_ARCH}"]
                 source = str(SOURCES / variant.source)
                 command = [self._nvcc, "-ptx", *options, "-O3", _INCLUDE, source, "-o", str(image)]
                 _run(command, f"{variant.name} to PTX")
@@ -143,7 +137,7 @@ def host_library(variants: Sequence[Variant]) -> bytes:
         for variant in variants:
             made = str(Path(folder, f"{variant.kernel}.o"))
             source = str(SOURCES / variant.source)
-            command = [compiler, "-x", "c++", *_OPTIONS, "-O1", "-fPIC", "-ffp-contract=off"]
+            command = [compiler, "-x", "c++", *OPTIONS, "-O1", "-fPIC", "-ffp-contract=off"]
             command += ["-Wall", "-Wno-unknown-pragmas", _INCLUDE, *_definitions(variant)]
             _run([*command, "-c", source, "-o", made], f"{variant.name} for the host")
             objects.append(made)

@@ -87,11 +87,12 @@ def _sections(cubin: bytes) -> Iterator[_Section]:
 
 def _symbol(sections: list[_Section], kernel: str) -> int:
     """The number of a kernel's symbol."""
-    table = next(section for section in sections if section.name == ".symtab")
-    names = sections[table.linked].data
-    for index, (name, *_) in enumerate(_SYMBOL.iter_unpack(table.data)):
-        if names[name : names.index(b"\0", name)].decode() == kernel:
-            return index
+    for table in sections:
+        if table.name == ".symtab":
+            names = sections[table.linked].data
+            for index, (name, *_) in enumerate(_SYMBOL.iter_unpack(table.data)):
+                if names[name : names.index(b"\0", name)].decode() == kernel:
+                    return index
     raise ValueError(f"this is no cubin with a kernel {kernel}")
 
 

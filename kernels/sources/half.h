@@ -52,7 +52,7 @@ static inline void store(half* address, float value) {
     } else {
         float magnitude;
         memcpy(&magnitude, &rest, 4);
-        result = uint32_t(std::nearbyint(magnitude * 0x1p24f));
+        result = uint32_t(nearbyintf(magnitude * 0x1p24f));
     }
     address->bits = uint16_t(sign | result);
 }

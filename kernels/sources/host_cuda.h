@@ -7,12 +7,12 @@
 #pragma once
 #include <ucontext.h>
 
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include <utility>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -31,6 +31,7 @@ extern "C" char __stop_shared_memory[] __attribute__((weak));
 namespace host {
 
 constexpr unsigned kLanes = 32;
+constexpr unsigned kMostThreads = 1024;
 constexpr size_t kStack = 64 * 1024;
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
@@ -38,15 +39,15 @@ struct Fibre {
     ucontext_t context;
     State state;
     Index3 index;
-    std::vector<char> stack;
+    char* stack;
 };
 
-static std::vector<Fibre> fibres;
+static Fibre fibres[kMostThreads];
 static ucontext_t scheduler;
 static unsigned current;
 static void (*body)(void*);
 static void* body_arguments;
-static std::vector<uint64_t> slots;
+static uint64_t slots[kMostThreads];
 
 static void wait(State state) {
     Fibre& self = fibres[current];
@@ -69,41 +70,50 @@ static const char* release(State barrier, unsigned first, unsigned count, const 
     return nullptr;
 }
 
+// Until each thread of the warp is done or waits for the block.
+static const char* run_warp(unsigned warp, unsigned threads, bool backwards) {
+    const unsigned first = warp * kLanes;
+    const unsigned count = threads - first < kLanes ? threads - first : kLanes;
+    for (bool ran = true; ran;) {
+        ran = false;
+        for (unsigned step = 0; step < count; step++) {
+            current = first + (backwards ? count - 1 - step : step);
+            if (fibres[current].state != State::kReady) continue;
+            threadIdx = fibres[current].index;
+            swapcontext(&scheduler, &fibres[current].context);
+            ran = true;
+        }
+        const char* trouble = release(State::kAtWarpBarrier, first, count,
+                                      "a warp's exchange that not all its threads reach");
+        if (trouble) return trouble;
+    }
+    return nullptr;
+}
+
 static const char* run_block(unsigned threads, bool backwards) {
     if (__start_shared_memory)
         memset(__start_shared_memory, 0xFF, size_t(__stop_shared_memory - __start_shared_memory));
     for (unsigned i = 0; i < threads; i++) {
         Fibre& fibre = fibres[i];
         getcontext(&fibre.context);
-        fibre.context.uc_stack.ss_sp = fibre.stack.data();
-        fibre.context.uc_stack.ss_size = fibre.stack.size();
+        fibre.context.uc_stack.ss_sp = fibre.stack;
+        fibre.context.uc_stack.ss_size = kStack;
         fibre.context.uc_link = nullptr;
         makecontext(&fibre.context, enter, 0);
         fibre.state = State::kReady;
         fibre.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
     }
+    // A warp runs as far as it can before the next one does: the farther warps are apart, the surer
+    // a missing barrier shows.
+    const unsigned warps = (threads + kLanes - 1) / kLanes;
     for (;;) {
-        bool ran = false;
-        for (unsigned step = 0; step < threads; step++) {
-            current = backwards ? threads - 1 - step : step;
-            if (fibres[current].state != State::kReady) continue;
-            threadIdx = fibres[current].index;
-            swapcontext(&scheduler, &fibres[current].context);
-            ran = true;
+        for (unsigned step = 0; step < warps; step++) {
+            const char* trouble = run_warp(backwards ? warps - 1 - step : step, threads, backwards);
+            if (trouble) return trouble;
         }
         bool done = true;
         for (unsigned i = 0; i < threads; i++) done &= fibres[i].state == State::kDone;
         if (done) return nullptr;
-        if (!ran) return "threads of a block wait at different barriers";
-        for (unsigned first = 0; first < threads; first += kLanes) {
-            const unsigned count = threads - first < kLanes ? threads - first : kLanes;
-            const char* trouble = release(State::kAtWarpBarrier, first, count,
-                                          "a warp's exchange that not all its threads reach");
-            if (trouble) return trouble;
-        }
-        bool warps = false;
-        for (unsigned i = 0; i < threads; i++) warps |= fibres[i].state == State::kReady;
-        if (warps) continue;
         const char* trouble = release(State::kAtBlockBarrier, 0, threads,
                                       "a barrier that not all threads of the block reach");
         if (trouble) return trouble;
@@ -116,11 +126,9 @@ static const char* run_grid(const unsigned* grid, const unsigned* block) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     const unsigned threads = block[0] * block[1] * block[2];
-    while (fibres.size() < threads) {
-        fibres.emplace_back();
-        fibres.back().stack.resize(kStack);
-    }
-    slots.resize(fibres.size());
+    if (threads > kMostThreads) return "more threads in a block than any chip takes";
+    for (unsigned i = 0; i < threads; i++)
+        if (!fibres[i].stack) fibres[i].stack = static_cast<char*>(malloc(kStack));
     const size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
     for (size_t step = 0; step < blocks; step++) {
         const size_t i = backwards ? blocks - 1 - step : step;

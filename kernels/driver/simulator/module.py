@@ -1,7 +1,7 @@
 """Simulated kernel images: host libraries, or plain Python functions."""
 
 import ctypes
-import os
+import tempfile
 from collections.abc import Callable, Sequence
 
 from diffusion_rt.kernels.driver.arguments import Packed, Parameter
@@ -53,14 +53,15 @@ class SimulatedModule(Resource):
 
 def host_library(image: bytes) -> Lookup:
     """Load the bytes of a library made with the kernels' shim (`sources/host_cuda.h`)."""
-    file = os.memfd_create("image")
-    try:
-        os.write(file, image)
-        library = ctypes.CDLL(f"/proc/self/fd/{file}")
-    except OSError as error:
-        raise BadImage(f"this is no kernel image for the simulator: {error}") from None
-    finally:
-        os.close(file)
+    # A file of its own for each: the loader takes a name it has seen for the library it knows.
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(image)
+        file.flush()
+        try:
+            library = ctypes.CDLL(file.name)
+        except OSError as error:
+            text = str(error).replace("\n", " ")
+            raise BadImage(f"no image for the simulator: {text}; compile it for the host") from None
 
     def find(name: str) -> HostKernel | None:
         function = getattr(library, f"host_launch_{name}", None)

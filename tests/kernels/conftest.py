@@ -1,0 +1,23 @@
+"""Kernels compiled for the host, once for all tests."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from diffusion_rt.kernels.catalogue import CATALOGUE
+from support.kernel_bench import KernelBench
+
+
+@pytest.fixture(scope="session", params=["float16", "float32"])
+def compiled(request: pytest.FixtureRequest) -> tuple[KernelBench, str]:
+    """The kernels of one dtype, compiled for the host."""
+    names = ("prepare", "guidance_statistics", "guided_step")
+    variants = [CATALOGUE[f"{name}.{request.param}"] for name in names]
+    return KernelBench(variants), request.param
+
+
+@pytest.fixture
+def bench(compiled: tuple[KernelBench, str]) -> Iterator[tuple[KernelBench, str]]:
+    """The kernels of one dtype on a simulated device, and the dtype."""
+    yield compiled
+    compiled[0].clear()

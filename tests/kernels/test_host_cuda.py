@@ -1,0 +1,102 @@
+"""The shim that runs kernels on the host: barriers, shared memory, float16."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.kernels.driver import DeviceLost, Launch, Parameter
+from support.kernel_bench import KernelBench
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+POINTER = "pointer"
+
+
+def variant(kernel: str, source: str, parameters: tuple[Parameter, ...]) -> Variant:
+    return Variant(
+        name=kernel,
+        kernel=kernel,
+        source=str(SUPPORT / source),
+        constants=(),
+        parameters=parameters,
+        registers=64,
+    )
+
+
+def test_float16_is_converted_as_numpy_does_it() -> None:
+    """Every float16 to float32, and float32 near every rounding boundary to float16."""
+    names = ("halves", "widened", "floats", "narrowed")
+    parameters = (*(Parameter(n, "pointer", 2) for n in names), Parameter("count", "int32"))
+    bench = KernelBench([variant("half_round_trip", "half_round_trip.cu", parameters)])
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    with np.errstate(all="ignore"):
+        centre = halves.astype(np.float32)
+        halfway = (centre + np.roll(centre, -1)) / 2  # ties between neighbours
+        floats = np.concatenate(
+            [
+                centre,
+                halfway,
+                np.nextafter(halfway, np.float32(np.inf)),
+                np.nextafter(halfway, np.float32(-np.inf)),
+                np.array([65519.996, 65520, 65536, 1e38, -1e38, 1e-40, 2**-25, 3 * 2**-26]),
+            ],
+            dtype=np.float32,
+        )
+        wanted = floats.astype(np.float16)
+    count = len(floats)
+    source = np.resize(halves, count)
+    widened, narrowed = bench.poisoned([count], "f4"), bench.poisoned([count], "f2")
+    bench.run(
+        "half_round_trip",
+        Launch(grid=(-(-count // 256), 1, 1), block=(256, 1, 1)),
+        *(bench.put(source), widened, bench.put(floats), narrowed, count),
+    )
+    np.testing.assert_array_equal(
+        bench.get(widened, [count], "f4"), source.astype(np.float32), strict=True
+    )
+    got = bench.get(narrowed, [count], "f2")
+    np.testing.assert_array_equal(got, wanted, strict=True)
+    zero = wanted == 0
+    np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(wanted[zero]))
+
+
+@pytest.fixture
+def barriers() -> KernelBench:
+    parameters = (Parameter("values", "pointer", 4),)
+    names = ("half_a_block", "half_a_warp", "no_barrier", "with_barrier")
+    # One source holds them all; each is found in it by its name.
+    bench = KernelBench([variant(names[0], "barriers.cu", parameters)])
+    module = bench.device.load(_image(parameters))
+    bench.kernels = {name: module.kernel(name, parameters) for name in names}
+    return bench
+
+
+def _image(parameters: tuple[Parameter, ...]) -> bytes:
+    from diffusion_rt.kernels.compile import host_library
+
+    return host_library([variant("barriers", "barriers.cu", parameters)])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"), [("half_a_block", "barrier that not all"), ("half_a_warp", "exchange")]
+)
+def test_a_barrier_not_all_threads_reach_is_found(
+    barriers: KernelBench, kernel: str, said: str
+) -> None:
+    values = barriers.poisoned([64], "f4")
+    barriers.run(kernel, Launch(grid=(1, 1, 1), block=(64, 1, 1)), values)
+    with pytest.raises(DeviceLost, match=said):
+        barriers.stream.synchronize()
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_a_missing_barrier_shows(
+    barriers: KernelBench, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setenv("HOST_CUDA_ORDER", order)
+    wanted = np.roll(np.arange(64, dtype=np.float32), -1)
+    for kernel, right in (("with_barrier", True), ("no_barrier", False)):
+        values = barriers.poisoned([64], "f4")
+        barriers.run(kernel, Launch(grid=(1, 1, 1), block=(64, 1, 1)), values)
+        assert np.array_equal(barriers.get(values, [64], "f4"), wanted) == right
