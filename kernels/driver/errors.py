@@ -41,7 +41,7 @@ _NO_DRIVER = {
     804: "the forward-compatibility libraries do not serve this GPU: update the driver itself",
 }
 _BAD_IMAGE = {200, 209, 218, 221, 222, 223, 300}
-_LOST = {4, 214, 220, 226, *range(700, 701), 702, 709, 710, *range(714, 720), 721}
+_LOST = {4, 214, 220, 226, 700, 702, 709, 710, *range(714, 720), 721}
 _MISUSE = {1, 201, 400, 401, 701, 720, *range(900, 909), 910, 912, 913}
 
 

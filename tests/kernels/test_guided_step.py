@@ -88,8 +88,7 @@ def case(
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("phi", [0.0, 0.7])
+@pytest.mark.parametrize(("rows", "phi"), [(1, 0.7), (2, 0.0), (2, 0.7)])
 @pytest.mark.parametrize(
     ("images", "elements", "draws"), [(1, 257, True), (2, 2050, True), (3, 255, False)]
 )

@@ -10,7 +10,6 @@ from diffusion_rt.kernels.driver import DeviceLost, Launch, Parameter
 from support.kernel_bench import KernelBench
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-POINTER = "pointer"
 
 
 def variant(kernel: str, source: str, parameters: tuple[Parameter, ...]) -> Variant:
@@ -63,19 +62,9 @@ def test_float16_is_converted_as_numpy_does_it() -> None:
 
 @pytest.fixture
 def barriers() -> KernelBench:
-    parameters = (Parameter("values", "pointer", 4),)
     names = ("half_a_block", "half_a_warp", "no_barrier", "with_barrier")
-    # One source holds them all; each is found in it by its name.
-    bench = KernelBench([variant(names[0], "barriers.cu", parameters)])
-    module = bench.device.load(_image(parameters))
-    bench.kernels = {name: module.kernel(name, parameters) for name in names}
-    return bench
-
-
-def _image(parameters: tuple[Parameter, ...]) -> bytes:
-    from diffusion_rt.kernels.compile import host_library
-
-    return host_library([variant("barriers", "barriers.cu", parameters)])
+    parameters = (Parameter("values", "pointer", 4),)
+    return KernelBench([variant(name, "barriers.cu", parameters) for name in names])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,11 @@
-"""A simulated device with host-compiled kernels, and arrays that come and go."""
+"""A device with kernels on it, and arrays that come and go.
 
+The device is the simulator; DIFFUSION_RT_TEST_DEVICE=cuda takes the GPU that is there, or the real
+bindings over the stub driver where that stands for it.
+"""
+
+import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,27 +14,28 @@ import pytest
 from numpy.typing import NDArray
 
 from diffusion_rt.kernels.catalogue import Variant
-from diffusion_rt.kernels.compile import CompileError, host_library
-from diffusion_rt.kernels.driver import Launch
+from diffusion_rt.kernels.compile import CompileError, find_compiler, host_library
+from diffusion_rt.kernels.driver import Device, Launch, open_device
 from diffusion_rt.kernels.driver.simulator import Simulator
+from support.stub_driver import STUB
+
+DEVICE = "DIFFUSION_RT_TEST_DEVICE"
 
 
 class KernelBench:
-    """Runs kernels of the catalogue on the simulator, on arrays."""
+    """Runs kernels of the catalogue, on arrays."""
 
     def __init__(self, variants: Sequence[Variant], seed: int | None = None) -> None:
-        """Skips the test where there is no C++ compiler."""
-        try:
-            image = host_library(variants)
-        except CompileError as error:
-            if "is not on the path" in str(error):
-                pytest.skip(f"skipped: {error}")
-            raise
-        self.device = Simulator(seed=seed)
+        """`seed` is the simulator's. Skips the test where there is no compiler."""
+        real = os.environ.get(DEVICE) == "cuda"
+        self.device: Device = open_device() if real else Simulator(seed=seed)
+        self.stream: Any = self.device.stream()
+        self.kernels = {}
+        for variant in variants:
+            arch = self.device.arch if real and STUB not in os.environ else None
+            module = self.device.load(_image(variant, arch))
+            self.kernels[variant.kernel] = module.kernel(variant.kernel, variant.parameters)
         self._buffers: list[Any] = []
-        self.stream = self.device.stream()
-        module = self.device.load(image)
-        self.kernels = {v.kernel: module.kernel(v.kernel, v.parameters) for v in variants}
 
     def put(self, values: NDArray[Any]) -> Any:
         """A device buffer with these values."""
@@ -44,6 +51,7 @@ class KernelBench:
     def poisoned(self, shape: Sequence[int], dtype: Any) -> Any:
         """A device buffer nobody wrote to: NaN all over."""
         buffer = self.device.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self.stream.fill(buffer, 0xFF)
         self._buffers.append(buffer)
         return buffer
 
@@ -67,6 +75,17 @@ class KernelBench:
         """Launch; buffers stand for their addresses."""
         values = [getattr(argument, "address", argument) for argument in arguments]
         self.stream.launch(self.kernels[kernel], launch, values)
+
+
+@functools.cache
+def _image(variant: Variant, arch: int | None) -> bytes:
+    """For a chip, or for the host where that is None."""
+    try:
+        return host_library([variant]) if arch is None else find_compiler().cubin(variant, arch)
+    except CompileError as error:
+        if "does not compile" in str(error):
+            raise
+        pytest.skip(f"skipped: {error}")
 
 
 def tolerance(plain: NDArray[Any], truth: NDArray[Any]) -> float:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+STUB = "DIFFUSION_RT_STUB_DRIVER"
+"""Set in a process whose libcuda.so.1 is the stub."""
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -28,7 +31,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return {
         **os.environ,
         "LD_LIBRARY_PATH": str(folder),
-        "DIFFUSION_RT_STUB_DRIVER": "1",
+        STUB: "1",
         **more,
     }
 

@@ -10,8 +10,7 @@ from diffusion_rt.kernels.driver import Device, NoDriver, open_device
 from diffusion_rt.kernels.driver.probe import probe
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support import scale_add
-
-STUB = "DIFFUSION_RT_STUB_DRIVER"  # set where libcuda.so.1 is the stub
+from support.stub_driver import STUB
 
 
 @pytest.fixture(params=["simulator", "simulator, others ahead", "cuda"])

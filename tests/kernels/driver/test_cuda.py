@@ -17,6 +17,7 @@ import diffusion_rt.kernels.driver.cuda.stream as one_of_them
 from diffusion_rt.kernels.compile import CompileError
 from diffusion_rt.kernels.driver import errors
 from support import scale_add, stub_driver
+from support.kernel_bench import DEVICE
 
 HERE = Path(__file__).parent
 SOURCES = sorted(Path(one_of_them.__file__).parent.glob("*.py"))
@@ -150,6 +151,11 @@ def test_the_real_device_calls_in_order_over_the_stub(bindings: Any, stub: Path)
     _pytest(stub, "over_stub.py")
 
 
+def test_a_whole_denoise_runs_through_the_bindings(bindings: Any, stub: Path) -> None:
+    """Every kernel's parameters, a capture, updates of tables, pacing by events."""
+    _pytest(stub, "../test_step_loop.py", "-k", "None or many or break")
+
+
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [
@@ -194,6 +200,7 @@ def _run(
     more = {
         "PYTHONPATH": os.pathsep.join(path),
         "PYTHONSAFEPATH": "1",
+        DEVICE: "cuda",
         scale_add.IMAGE: str(stub / "scale_add.so"),
     }
     return subprocess.run(
