@@ -91,6 +91,6 @@ def open_backend(
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        near = get_close_matches(name, known, 1, cutoff=0.4) if isinstance(name, str) else []
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-        raise BadInput(f"{what} {shown(name)} is unknown; {hint}")
+        near = get_close_matches(name, known, 1) if isinstance(name, str) else []
+        hint = f", did you mean {near[0]}?" if near else ";"
+        raise BadInput(f"{what} {shown(name)} is unknown{hint} wants one of {', '.join(known)}")

@@ -214,7 +214,7 @@ def _places(value: Any, place: tuple[str | int, ...] = ()) -> list[tuple[str | i
     return [place, *(found for key, item in inner for found in _places(item, (*place, key)))]
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_value_in_any_place_is_bad_input_or_fits(data: st.DataObject, folder: Path) -> None:
     fields = json.loads((folder / "manifest.json").read_bytes())

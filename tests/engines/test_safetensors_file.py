@@ -202,7 +202,7 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, low: 
     assert read_table(path).tensors == {}
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(data=st.data())
 def test_no_damage_gets_through_but_to_names_and_numbers(data: st.DataObject) -> None:
     """After any few changes a file is refused as bad input, or still covers itself exactly."""
