@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import ScheduleRecord
-from diffusion_rt.runtime.request import MAX_STEPS, SIGMAS, SPACINGS, nearest
+from diffusion_rt.runtime.request import MAX_STEPS, SIGMAS, nearest
 
 Vector = NDArray[np.float64]
 
@@ -87,7 +87,14 @@ class Schedule:
         self.record = record
         self.alphas_cumprod = training_alphas_cumprod(record)
         """[timesteps]; the last one is 0 where the record asks for zero terminal SNR."""
-        kept = np.maximum(self.alphas_cumprod, LEAST_ALPHA)
+        kept = self.alphas_cumprod
+        if record.rescale_betas_zero_snr:
+            kept = np.maximum(kept, LEAST_ALPHA)
+        if not kept.min() > 1e-12:
+            raise BadInput(
+                f"the schedule of this model ({record.scheduler}) ends without signal and does not "
+                "say rescale_betas_zero_snr; its betas are too large: export the checkpoint again"
+            )
         self.sigmas = np.sqrt((1 - kept) / kept).astype(np.float32).astype(np.float64)
         """[timesteps], rising, finite and above 0."""
         if not self.sigmas.min() > 0:
@@ -170,14 +177,10 @@ class Schedule:
         elif spacing == "leading":
             spaced = np.arange(points, dtype=np.float64)[::-1] * (self.length // points)
             spaced = spaced + self.record.steps_offset
-        elif spacing == "trailing":
-            spaced = np.arange(self.length, 0.0, -self.length / steps).round() - 1
         elif spacing == DISTILLED:
             spaced = self._distilled(steps)
-        else:
-            raise BadInput(
-                f"spacing={spacing!r} is not known; did you mean {nearest(spacing, SPACINGS)!r}?"
-            )
+        else:  # trailing
+            spaced = np.arange(self.length, 0.0, -self.length / steps).round() - 1
         spaced = spaced[:steps]
         if spaced[0] > self.length - 1:
             raise BadInput(

@@ -51,6 +51,8 @@ def euler_ancestral(run: Run) -> list[Step]:
 
 
 def ancestral(sigma: float, after: float) -> tuple[float, float]:
-    """The level to step down to, and the noise that leads from there up to `after`."""
-    up = math.sqrt(max(after**2 * (sigma**2 - after**2), 0.0)) / sigma
-    return math.sqrt(max(after**2 - up**2, 0.0)), up
+    """The level to step down to, and the noise that leads from there up to `after`.
+
+    The noise has the variance of DDPM's step, `after^2 (sigma^2 - after^2) / sigma^2`.
+    """
+    return after**2 / sigma, after / sigma * math.sqrt(sigma**2 - after**2)

@@ -1,7 +1,7 @@
 """Linear multistep methods: a polynomial through past slopes, integrated over the step."""
 
 import numpy as np
-from numpy.polynomial import Polynomial
+from numpy.polynomial import polynomial
 from numpy.polynomial.legendre import leggauss
 
 from diffusion_rt.runtime.plan import Step
@@ -65,8 +65,10 @@ def _log_integrals(points: Row, start: float, end: float) -> list[float]:
     integrals = []
     for i, point in enumerate(points):
         others = np.delete(points, i)
-        p = Polynomial.fromroots(others) / float(np.prod(point - others))
-        # The integral of p(u) exp(u) is (p - p' + p'' - …) exp(u).
-        p = p - p.deriv() + p.deriv(2)
-        integrals.append(float(p(np.log(end)) * end - p(np.log(start)) * start))
+        p = polynomial.polyfromroots(others) / np.prod(point - others)
+        # The integral of p(u) exp(u) is (p - p' + p'') exp(u).
+        first, second = polynomial.polyder(p), polynomial.polyder(p, 2)
+        p = polynomial.polyadd(polynomial.polysub(p, first), second)
+        ends = polynomial.polyval(np.log([start, end]), p) * [-start, end]
+        integrals.append(float(ends.sum()))
     return integrals

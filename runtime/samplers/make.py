@@ -4,10 +4,12 @@ import math
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import ScheduleRecord
 from diffusion_rt.runtime.plan import Plan
-from diffusion_rt.runtime.request import SIGMAS, nearest
+from diffusion_rt.runtime.request import SIGMAS, SPACINGS, nearest
 from diffusion_rt.runtime.samplers.registry import ALIASES, SAMPLERS, Sampler
 from diffusion_rt.runtime.samplers.run import Options, Run
 from diffusion_rt.runtime.schedule import Levels, Schedule
@@ -51,7 +53,7 @@ def make_plan(
     and tcd (its gamma); the rest is as in diffusers. Raises BadInput where the sampler cannot take
     a setting, or a value is out of range.
     """
-    name, family = _resolve(record.scheduler if sampler is None else sampler)
+    name, family = _own(record) if sampler is None else _resolve(sampler)
     chosen = SAMPLERS[name]
     if family is not None and sigmas not in (None, family):
         raise BadInput(f"sampler={sampler!r} means {family} sigmas and sigmas={sigmas}; drop one")
@@ -72,67 +74,69 @@ def make_plan(
             "order": order is not None,
             "s_churn": s_churn != 0,
             "skip_prk_steps": not skip_prk_steps,
-            "sample": record.prediction_type == "sample",
         },
     )
-    for setting, value, most in (
-        ("eta", eta, 1),
-        ("s_churn", s_churn, 1000),
-        ("s_noise", s_noise, 10),
-        ("s_tmin", s_tmin, math.inf),
-        ("s_tmax", s_tmax, math.inf),
-    ):
-        if not 0 <= value <= most:
-            raise BadInput(f"{setting}={value!r} is out of range; give 0 to {most}")
+    if record.prediction_type == "sample" and not chosen.samples:
+        raise BadInput(f"sampler {name} has no form for models that predict the sample; try euler")
     if order is not None and (isinstance(order, bool) or order not in chosen.orders):
         raise BadInput(f"order={order!r} is none of sampler {name}; give one of {chosen.orders}")
-    final = _final(chosen, record, final_sigmas_type)
-    spacing = chosen.spacing or spacing or record.timestep_spacing
-    schedule = Schedule(record)
-    levels = schedule.levels(
-        chosen.grid,
-        steps=steps,
-        spacing=spacing,
-        sigmas=sigmas,
-        final=final,
-        timesteps=timesteps,
-        custom_sigmas=custom_sigmas,
-    )
-    count = len(levels.timesteps)
-    if isinstance(begin, bool) or not isinstance(begin, int) or not 0 <= begin < count:
-        raise BadInput(f"begin={begin!r} is no step of {count}; give 0 to {count - 1}")
     options = Options(
-        eta=eta,
         order=order or chosen.orders[0],
+        eta=eta,
         s_churn=s_churn,
         s_tmin=s_tmin,
         s_tmax=s_tmax,
         s_noise=s_noise,
         skip_prk_steps=skip_prk_steps,
     )
+    spacing = chosen.spacing or spacing or record.timestep_spacing
+    if spacing not in (*SPACINGS, chosen.spacing):
+        raise BadInput(
+            f"spacing={spacing!r} is not known; did you mean {nearest(str(spacing), SPACINGS)!r}?"
+        )
+    schedule = Schedule(record)
+    levels = schedule.levels(
+        chosen.grid,
+        steps=steps,
+        spacing=spacing,
+        sigmas=sigmas,
+        final=_final(chosen, record, final_sigmas_type),
+        timesteps=timesteps,
+        custom_sigmas=custom_sigmas,
+    )
+    count = len(levels.timesteps)
+    if "sigmas" in chosen.takes and (np.diff(levels.sigmas[:-1]) >= 0).any():
+        raise BadInput(
+            f"steps={count} puts two steps of sampler {name} on one noise level; ask for fewer"
+        )
+    if isinstance(begin, bool) or not isinstance(begin, int) or not 0 <= begin < count:
+        raise BadInput(f"begin={begin!r} is no step of {count}; give 0 to {count - 1}")
     run = Run(
         name=name,
         schedule=schedule,
         levels=levels,
         options=options,
         begin=begin,
-        final=final,
         listed=timesteps is not None,
     )
-    start, picture = _start(chosen, levels, spacing, begin)
-    return Plan(sampler=name, start=start, picture=picture, steps=tuple(chosen.steps(run)))
+    made = tuple(chosen.steps(run))
+    start = _start(levels, spacing) if chosen.exploding else 1.0
+    picture = _picture(made[0].sigma, exploding=chosen.exploding)
+    return Plan(sampler=name, start=start, picture=picture, steps=made)
 
 
-def _start(
-    chosen: Sampler, levels: Levels, spacing: str, begin: int
-) -> tuple[float, tuple[float, float]]:
-    """The scale of noise a run starts from, and those of a picture and of the noise added to it."""
-    if not chosen.exploding:
-        return 1.0, (float(levels.alpha[begin]), float(levels.sigma[begin]))
+def _start(levels: Levels, spacing: str) -> float:
+    """The scale of noise that a run begins with where latents are not of unit variance."""
     most = float(levels.sigmas.max())
     # diffusers starts leading spacing from a latent that has the signal's variance as well.
-    start = math.hypot(most, 1) if spacing == "leading" else most
-    return start, (1.0, float(levels.sigmas[begin]))
+    return math.hypot(most, 1) if spacing == "leading" else most
+
+
+def _picture(sigma: float, *, exploding: bool) -> tuple[float, float]:
+    """The scales of a picture and of the noise added to it, to begin at a noise level."""
+    if exploding:
+        return 1.0, sigma
+    return 1 / math.hypot(1, sigma), 1 / math.hypot(1, 1 / sigma)
 
 
 def _final(chosen: Sampler, record: ScheduleRecord, asked: str | None) -> str:
@@ -147,11 +151,20 @@ def _check_takes(name: str, asked: dict[str, bool]) -> None:
     for setting, wanted in asked.items():
         if not wanted or setting in SAMPLERS[name].takes:
             continue
-        if setting == "sample":
-            raise BadInput(f"sampler {name} has no form for models that predict samples; try euler")
         others = [other for other, sampler in SAMPLERS.items() if setting in sampler.takes]
         way = f"leave it out, or try {others[0]}" if others else "leave it out"
         raise BadInput(f"sampler {name} takes no {setting}; {way}")
+
+
+def _own(record: ScheduleRecord) -> tuple[str, None]:
+    """The sampler that the model comes with."""
+    name = ALIASES.get(record.scheduler.lower())
+    if name is None:
+        raise BadInput(
+            f"this model comes with the scheduler {record.scheduler[:60]!r}, which is not known; "
+            "ask for a sampler, such as euler"
+        )
+    return name, None
 
 
 def _resolve(name: str) -> tuple[str, str | None]:
@@ -169,7 +182,9 @@ def _resolve(name: str) -> tuple[str, str | None]:
             return ALIASES[stem], family
     known = {_normal(other): other for other in (*SAMPLERS, *ALIASES)}
     close = known[nearest(plain, list(known))]
-    raise BadInput(f"sampler {name!r} is not known; did you mean {ALIASES.get(close, close)!r}?")
+    raise BadInput(
+        f"sampler {name[:60]!r} is not known; did you mean {ALIASES.get(close, close)!r}?"
+    )
 
 
 def _normal(name: str) -> str:

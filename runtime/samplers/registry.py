@@ -36,8 +36,7 @@ class Sampler:
     """One sampler: the function that makes its steps, and what may be asked of it.
 
     `takes` holds the settings it takes: sigmas, timesteps, spacing where it has one of its own,
-    final_sigmas_type, eta, order, s_churn, skip_prk_steps, and `sample` where it has a form for
-    models that predict the sample.
+    final_sigmas_type, eta, order, s_churn and skip_prk_steps.
     """
 
     steps: Callable[[Run], list[Step]]
@@ -48,11 +47,11 @@ class Sampler:
     spacing: str | None = None  # the only spacing it has
     final: str = "zero"  # where the run ends, if that is not for the user to say
     heeds_karras: bool = False  # its scheduler reads use_karras_sigmas
+    samples: bool = True  # it has a form for models that predict the sample
     orders: tuple[int, ...] = (2,)  # the first is the default
 
 
 LISTS = frozenset({"sigmas", "timesteps"})
-SAMPLE = frozenset({"sample"})
 FINAL = frozenset({"final_sigmas_type"})
 
 SAMPLERS: dict[str, Sampler] = {
@@ -61,7 +60,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="EulerDiscreteScheduler",
         grid=EULER_GRID,
         exploding=True,
-        takes=LISTS | SAMPLE | FINAL | {"s_churn"},
+        takes=LISTS | FINAL | {"s_churn"},
         heeds_karras=True,
     ),
     "euler-a": Sampler(
@@ -76,7 +75,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="HeunDiscreteScheduler",
         grid=SIGMA_GRID,
         exploding=True,
-        takes=LISTS | SAMPLE,
+        takes=LISTS,
         heeds_karras=True,
     ),
     "dpm2": Sampler(
@@ -100,7 +99,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="LMSDiscreteScheduler",
         grid=SIGMA_GRID,
         exploding=True,
-        takes=LISTS | SAMPLE | {"order"},
+        takes=LISTS | {"order"},
         heeds_karras=True,
         orders=(4, 3, 2, 1),
     ),
@@ -109,28 +108,28 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="DPMSolverMultistepScheduler",
         grid=MULTISTEP_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | FINAL,
+        takes=LISTS | FINAL,
         heeds_karras=True,
     ),
     "dpmpp-3m": Sampler(
         steps=dpmpp_3m,
         grid=MULTISTEP_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | FINAL,
+        takes=LISTS | FINAL,
         heeds_karras=True,
     ),
     "dpmpp-2m-sde": Sampler(
         steps=dpmpp_2m_sde,
         grid=MULTISTEP_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | FINAL,
+        takes=LISTS | FINAL,
         heeds_karras=True,
     ),
     "dpmpp-3m-sde": Sampler(
         steps=dpmpp_3m_sde,
         grid=MULTISTEP_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | FINAL,
+        takes=LISTS | FINAL,
         heeds_karras=True,
     ),
     "dpmpp-2s": Sampler(
@@ -138,7 +137,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="DPMSolverSinglestepScheduler",
         grid=SOLVER_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | FINAL | {"order"},
+        takes=LISTS | FINAL | {"order"},
         spacing="linspace",
         heeds_karras=True,
         orders=(2, 1, 3),
@@ -147,7 +146,7 @@ SAMPLERS: dict[str, Sampler] = {
         steps=dpmpp_2s_ancestral,
         grid=SIGMA_GRID,
         exploding=True,
-        takes=LISTS | SAMPLE,
+        takes=LISTS,
         heeds_karras=True,
     ),
     "deis": Sampler(
@@ -155,7 +154,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="DEISMultistepScheduler",
         grid=SOLVER_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | {"order"},
+        takes=LISTS | {"order"},
         final="sigma_min",
         heeds_karras=True,
         orders=(2, 1, 3),
@@ -165,7 +164,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="UniPCMultistepScheduler",
         grid=SOLVER_GRID,
         exploding=False,
-        takes=LISTS | SAMPLE | FINAL | {"order"},
+        takes=LISTS | FINAL | {"order"},
         heeds_karras=True,
         orders=(2, 1, 3),
     ),
@@ -175,27 +174,28 @@ SAMPLERS: dict[str, Sampler] = {
         grid=WHOLE_GRID,
         exploding=False,
         takes=frozenset({"skip_prk_steps"}),
+        samples=False,
     ),
     "ddim": Sampler(
         steps=ddim,
         scheduler="DDIMScheduler",
         grid=WHOLE_GRID,
         exploding=False,
-        takes=SAMPLE | {"timesteps", "eta"},
+        takes=frozenset({"timesteps", "eta"}),
     ),
     "ddpm": Sampler(
         steps=ddpm,
         scheduler="DDPMScheduler",
         grid=WHOLE_GRID,
         exploding=False,
-        takes=SAMPLE | {"timesteps"},
+        takes=frozenset({"timesteps"}),
     ),
     "lcm": Sampler(
         steps=lcm,
         scheduler="LCMScheduler",
         grid=WHOLE_GRID,
         exploding=False,
-        takes=SAMPLE | {"timesteps"},
+        takes=frozenset({"timesteps"}),
         spacing=DISTILLED,
     ),
     "tcd": Sampler(
@@ -203,7 +203,7 @@ SAMPLERS: dict[str, Sampler] = {
         scheduler="TCDScheduler",
         grid=WHOLE_GRID,
         exploding=False,
-        takes=SAMPLE | {"timesteps", "eta"},
+        takes=frozenset({"timesteps", "eta"}),
         spacing=DISTILLED,
     ),
 }

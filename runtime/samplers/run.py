@@ -16,15 +16,22 @@ Row = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The settings that only some samplers take; the registry says which."""
+    """The settings that only some samplers take; the registry says which. Raises BadInput."""
 
+    order: int
     eta: float = 0.0
-    order: int = 0  # 0: the sampler's own
     s_churn: float = 0.0
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     s_noise: float = 1.0
     skip_prk_steps: bool = True
+
+    def __post_init__(self) -> None:
+        most = {"eta": 1.0, "s_churn": 1000.0, "s_noise": 10.0, "s_tmin": math.inf}
+        for name, bound in (most | {"s_tmax": math.inf}).items():
+            value = getattr(self, name)
+            if not 0 <= value <= bound:
+                raise BadInput(f"{name}={value!r} is out of range; give 0 to {bound:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,7 +43,6 @@ class Run:
     levels: Levels
     options: Options
     begin: int
-    final: str  # zero or sigma_min
     listed: bool  # the timesteps are the user's
 
     @property
@@ -68,7 +74,7 @@ class Run:
         if product == 0 and self.prediction == "epsilon":
             raise BadInput(
                 f"sampler {self.name} cannot take a model that predicts epsilon to timestep "
-                f"{timestep}, where zero terminal SNR leaves no signal; try euler or leading spacing"
+                f"{timestep}, where zero terminal SNR leaves no signal; try euler"
             )
         return math.sqrt(product), math.sqrt(1 - product)
 
@@ -114,10 +120,10 @@ def _step(
     matrix = np.stack(rows)
     return Step(
         timestep=float(timestep),
-        sigma=sigma,
-        c_in=c_in,
-        c_skip=c_skip,
-        c_out=c_out,
+        sigma=float(sigma),
+        c_in=float(c_in),
+        c_skip=float(c_skip),
+        c_out=float(c_out),
         noise=bool(matrix[:, -1].any()),
         matrix=matrix,
     )

@@ -94,7 +94,10 @@ def check(
     listed: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
 ) -> None:
-    """Hold plans against the scheduler: `asked` of make_plan, `listed` of both, `config` of it."""
+    """Hold plans against the scheduler.
+
+    `asked` is of make_plan, `listed` and `config` of the scheduler.
+    """
     sampler, settings, stock = STOCK[name]
     stock = Stock(
         scheduler=stock.scheduler,
@@ -104,10 +107,11 @@ def check(
     )
     far = []
     for steps in counts:
+        both = listed or {}
         plan = make_plan(schedule, sampler=sampler, steps=steps, **settings, **(asked or {}))
-        truth = stock.final(schedule, torch.float64, steps=steps, **(listed or {}))
-        own = apart(stock.final(schedule, torch.float32, steps=steps, **(listed or {})), truth)
-        error = apart(planned(plan), truth)
+        truth = stock.final(schedule, torch.float64, steps=steps, **both)
+        own = apart(stock.final(schedule, torch.float32, steps=steps, **both), truth)
+        error = apart(planned(plan, picture="begin" in both), truth)
         if not error <= min(2 * own, 1e-4):
             far.append((steps, f"diffusers {own:.2g}, ours {error:.2g}"))
     assert not far
@@ -146,3 +150,68 @@ def test_zero_terminal_snr(name: str) -> None:
         check(
             name, schedule, (7, 20), asked={"sigmas": "karras"}, config={"use_karras_sigmas": True}
         )
+
+
+TIMESTEPS = [999, 800, 611, 300, 251, 10]
+SIGMAS = [14.6, 7.0, 3.3, 1.1, 0.4, 0.1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("euler", "heun", "dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "dpmpp-2s", "dpmpp-2s 3"),
+        *("ddpm", "lcm", "tcd", "tcd eta"),
+    ],
+)
+def test_listed_timesteps(name: str) -> None:
+    both = {"timesteps": TIMESTEPS}
+    check(name, record(), [len(TIMESTEPS)], asked=both, listed=both)
+
+
+@pytest.mark.parametrize("end", [0.0, 0.05])
+def test_listed_sigmas(end: float) -> None:
+    sigmas = [*SIGMAS, end]
+    check("euler", record(), [6], asked={"custom_sigmas": sigmas}, listed={"sigmas": sigmas})
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in STOCK if n.split()[0] not in ("euler-a", "dpm2", "dpm2-a", "pndm")]
+)
+def test_models_that_predict_the_sample(name: str) -> None:
+    check(name, record(prediction_type="sample"), [9, 20])
+
+
+@pytest.mark.parametrize("karras", [False, True])
+def test_log_linear_sigmas(karras: bool) -> None:
+    schedule = record(interpolation_type="log_linear", use_karras_sigmas=karras)
+    check("euler", schedule, (5, 20))
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+@pytest.mark.parametrize("name", ["ddim", "ddim eta", "pndm", "pndm prk"])
+def test_where_the_training_schedule_ends(name: str, set_alpha_to_one: bool) -> None:
+    check(name, record(set_alpha_to_one=set_alpha_to_one, steps_offset=0), (5, 20))
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [
+        {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"trained_betas": tuple(1e-4 + 2e-5 * i for i in range(900)), "num_train_timesteps": 900},
+    ],
+)
+@pytest.mark.parametrize("name", ["euler", "dpm2", "dpmpp-2m", "deis", "unipc", "ddim", "pndm"])
+def test_other_schedules(name: str, betas: dict[str, Any]) -> None:
+    check(name, record(**betas, steps_offset=0), (7, 20))
+    if name in FAMILIES:
+        for family in ("karras", "exponential"):
+            config = {f"use_{family}_sigmas": True}
+            check(name, record(**betas), (7,), asked={"sigmas": family}, config=config)
+
+
+@pytest.mark.parametrize("begin", [1, 6])
+@pytest.mark.parametrize("name", [n for n in STOCK if n.split()[0] not in ("lms", "pndm")])
+def test_runs_that_begin_from_a_picture(name: str, begin: int) -> None:
+    both = {"begin": begin}
+    check(name, record(), (9, 20), asked=both, listed=both)

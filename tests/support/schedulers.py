@@ -69,6 +69,7 @@ class Draws:
 
 
 START = Draws().next()
+PICTURE = torch.sin(START.cumsum(-1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,18 @@ class Stock:
     mend: tuple[str, str] | None = None  # what is put right in its source, and by what
 
     def final(
-        self, schedule: ScheduleRecord, dtype: torch.dtype, *, steps: int, **ask: Any
+        self,
+        schedule: ScheduleRecord,
+        dtype: torch.dtype,
+        *,
+        steps: int,
+        begin: int | None = None,
+        **ask: Any,
     ) -> NDArray[np.float64]:
-        """The latent at the end of a whole run; `ask` goes to `set_timesteps` instead of steps."""
+        """The latent at the end of a whole run; `ask` goes to `set_timesteps` instead of steps.
+
+        With `begin` the run starts there, from `PICTURE` with noise, as image-to-image does.
+        """
         asked = ask or {"num_inference_steps": steps}
         with default_dtype(dtype):
             scheduler = self._scheduler(schedule, dtype)
@@ -99,10 +109,16 @@ class Stock:
                 return draws.next().to(dtype)
 
             latent = START.to(dtype) * scheduler.init_noise_sigma
+            timesteps = scheduler.timesteps[(begin or 0) * scheduler.order :]
+            if hasattr(scheduler, "set_begin_index"):
+                # Else it looks its place up, and misses it where two timesteps are rounded alike.
+                scheduler.set_begin_index((begin or 0) * scheduler.order)
+            if begin is not None:
+                latent = scheduler.add_noise(PICTURE.to(dtype), START.to(dtype), timesteps[:1])
             latent = latent.to(dtype)
             module = sys.modules[type(scheduler).__module__]
             with mock.patch.object(module, "randn_tensor", randn, create=True):
-                for timestep in scheduler.timesteps:
+                for timestep in timesteps:
                     seen = scheduler.scale_model_input(latent, timestep)
                     output = model(seen, float(timestep))
                     latent = scheduler.step(output, timestep, latent, **self.step).prev_sample
@@ -143,10 +159,11 @@ def _made(kind: Any, table: tuple[tuple[str, Any], ...]) -> Any:
     return kind(**dict(table))
 
 
-def planned(plan: Plan) -> NDArray[np.float64]:
+def planned(plan: Plan, *, picture: bool = False) -> NDArray[np.float64]:
     """The latent at the end of a plan, carried in float32."""
     draws = Draws()
-    state = plan.first(START.numpy().astype(np.float32))
+    encoded = PICTURE.numpy().astype(np.float32) if picture else None
+    state = plan.first(START.numpy().astype(np.float32), encoded)
     for step in plan.steps:
         seen = torch.from_numpy(state[0] * np.float32(step.c_in))
         output = model(seen, float(np.float32(step.timestep))).numpy()
