@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from diffusion_rt.engines.binding import check_buffers
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import GraphVariant
-from diffusion_rt.engines.ort.library import Argument, Binding, Session, translated
+from diffusion_rt.engines.ort.library import Argument, Binding, Session, translated, trim_memory
 from diffusion_rt.engines.protocol import Buffers
 from diffusion_rt.engines.spec import TensorSpec
 
@@ -54,9 +54,11 @@ class OrtEngine:
 
     def close(self) -> None:
         """Give back the session with its weights and arena."""
-        self._binding = None
-        self._session = None
-        self._buffers = {}
+        if self._session is not None:
+            self._binding = None
+            self._session = None
+            self._buffers = {}
+            trim_memory()
 
 
 def _check_signature(

@@ -1,8 +1,9 @@
 """The part of ONNX Runtime that is used, with types, and its errors in our words."""
 
+import ctypes
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -111,7 +112,17 @@ def open_session(
         )
     if PROVIDERS[provider] not in session.get_providers():
         raise BadInput(f"provider {provider}: onnxruntime could not start it; run with cpu instead")
+    trim_memory()
     return cast(Session, session)
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system.
+
+    Loading frees much that the allocator keeps: 420 MB of weights are then 680 MB of the process.
+    """
+    with suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
