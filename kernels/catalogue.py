@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_rt.kernels import guided_step, prepare, select_rows
+from diffusion_rt.kernels import group_norm, guided_step, layer_norm, prepare, select_rows
 from diffusion_rt.kernels.driver.arguments import Parameter
 
 ARCHS = (80, 86, 87, 89, 90, 100, 110, 120, 121)
@@ -56,6 +56,35 @@ def _of_elements(dtype: str) -> tuple[Variant, ...]:
             parameters=guided_step.parameters(nbytes),
             registers=48,
             shared_bytes=32,
+        ),
+        Variant(
+            name=f"layer_norm.{dtype}",
+            kernel="layer_norm",
+            source="layer_norm.cu",
+            constants=constants,
+            parameters=layer_norm.PARAMETERS,
+            registers=48,
+            shared_bytes=32,
+        ),
+        Variant(
+            name=f"group_statistics.{dtype}",
+            kernel="group_statistics",
+            source="group_statistics.cu",
+            constants=constants,
+            parameters=group_norm.STATISTICS_PARAMETERS,
+            registers=96,
+            shared_bytes=2 * 4 * group_norm.MOST_CHANNELS + 4,
+        ),
+        *(
+            Variant(
+                name=f"group_norm{suffix}.{dtype}",
+                kernel="group_norm",
+                source="group_norm.cu",
+                constants=(*constants, ("ACTIVATE", str(activate))),
+                parameters=group_norm.PARAMETERS,
+                registers=64,
+            )
+            for activate, suffix in enumerate(("", "_silu"))
         ),
     )
 

@@ -1,4 +1,8 @@
-"""What can go wrong on a device, told apart by what the caller can do about it."""
+"""What can go wrong on a device, told apart by what the caller can do about it.
+
+The folders above turn these into their own two kinds: NoDriver and OutOfMemory, which the user can
+mend by asking for less or for something else, and all others. Every message is one line.
+"""
 
 
 class DeviceError(RuntimeError):

@@ -39,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
         conditional_sum += conditional[i];
         guided_sum += guided[i];
     }
-    const float conditional_mean = block_sum<kThreads>(conditional_sum, scratch) / count;
-    const float guided_mean = block_sum<kThreads>(guided_sum, scratch) / count;
+    const float conditional_mean = block_sum(conditional_sum, scratch) / count;
+    const float guided_mean = block_sum(guided_sum, scratch) / count;
 
     float conditional_square = 0, guided_square = 0;
 #pragma unroll
@@ -51,8 +51,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
             guided_square += g * g;
         }
     }
-    conditional_square = block_sum<kThreads>(conditional_square, scratch);
-    guided_square = block_sum<kThreads>(guided_square, scratch);
+    conditional_square = block_sum(conditional_square, scratch);
+    guided_square = block_sum(guided_square, scratch);
     if (threadIdx.x == 0) {
         float* out = partial + ((long long)blockIdx.y * gridDim.x + blockIdx.x) * 4;
         out[0] = conditional_mean;

@@ -18,14 +18,14 @@ __device__ __forceinline__ float squared_deviation(const float* partial, int chu
         const int left = elements - chunk * kChunk;
         sum += partial[chunk * 4] * (left < kChunk ? left : kChunk);
     }
-    const float mean = block_sum<kThreads>(sum, scratch) / elements;
+    const float mean = block_sum(sum, scratch) / elements;
     float square = 0;
     for (int chunk = threadIdx.x; chunk < chunks; chunk += kThreads) {
         const int left = elements - chunk * kChunk;
         const float off = partial[chunk * 4] - mean;
         square += partial[chunk * 4 + 1] + off * off * (left < kChunk ? left : kChunk);
     }
-    return block_sum<kThreads>(square, scratch);
+    return block_sum(square, scratch);
 }
 
 // grid (blocks, images); prediction [rows, images, elements], noise [draws, images, elements],

@@ -126,12 +126,12 @@ def test_an_error_in_a_source_is_one_line(compiler: Compiler, tmp_path: Path) ->
 def test_rows_are_named_after_their_kernel_and_fit_every_chip() -> None:
     for name, variant in CATALOGUE.items():
         assert name == variant.name
-        assert name.split(".")[0] == variant.kernel
+        assert name.split(".")[0].startswith(variant.kernel)
         assert (SOURCES / variant.source).is_file()
         assert variant.archs == ARCHS
         for arch in variant.archs:
-            # 256 threads of a block with all their registers fit the file of 64 Ki.
-            assert variant.registers * 256 <= 65536
+            # The largest block of ours, with all its registers, fits the file of 64 Ki.
+            assert variant.registers * 320 <= 65536
             assert variant.shared_bytes <= limits_of(arch).shared_bytes
 
 

@@ -1,0 +1,46 @@
+"""`layer_norm`: each row to mean 0 and deviation 1, then weight and bias."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_rt.kernels.driver.arguments import Parameter
+from diffusion_rt.kernels.driver.errors import Misuse
+from diffusion_rt.kernels.driver.launch import Launch
+
+VECTOR = 8  # columns of a thread
+MOST_THREADS = 256
+WARP = 32
+
+PARAMETERS = (
+    Parameter("input", "pointer", alignment=16),  # [rows, columns]
+    Parameter("weight", "pointer", alignment=16),  # [columns]
+    Parameter("bias", "pointer", alignment=16),  # [columns]
+    Parameter("output", "pointer", alignment=16),  # [rows, columns]; may be the input
+    Parameter("columns", "int32"),
+    Parameter("epsilon", "float32"),
+)
+
+
+def launch(rows: int, columns: int) -> Launch:
+    """One block for each row; raises Misuse where the kernel does not take the columns."""
+    most = MOST_THREADS * VECTOR
+    if columns % VECTOR or not 0 < columns <= most:
+        raise Misuse(
+            f"layer_norm over {columns} columns; a multiple of {VECTOR} up to {most} is wanted"
+        )
+    threads = -(-columns // VECTOR // WARP) * WARP
+    return Launch(grid=(rows, 1, 1), block=(threads, 1, 1))
+
+
+def reference(
+    values: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], epsilon: float
+) -> NDArray[np.float64]:
+    """Layer normalisation (Ba et al., 2016) of [rows, columns] over the columns."""
+    x = values.astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    result: NDArray[np.float64] = centred * scale * weight.astype(np.float64)
+    result += bias.astype(np.float64)
+    return result
