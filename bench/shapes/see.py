@@ -19,7 +19,7 @@ from diffusion_rt.bench.shapes.draw import (
 
 NEAR = 45.0  # distance in 0..255 RGB within which a colour still has its name
 STRAY = 40.0  # square pixels a nameless spot may cover
-LIKENESS = 0.80  # least overlap (intersection over union) with the ideal outline
+LIKENESS = 0.75  # least overlap (intersection over union) with the ideal outline
 RADII = (10.5, 29.0)  # pixels; beyond them a size has no name
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_rt.bench.shapes.captions import (
@@ -24,6 +24,7 @@ seeds = st.integers(0, 2**32 - 1)
 kinds = st.sampled_from(KINDS)
 
 
+@settings(max_examples=50, deadline=None)
 @given(seeds, kinds)
 def test_every_word_of_a_caption_is_in_the_vocabulary(seed: int, kind: Kind) -> None:
     rng = np.random.default_rng(seed)
@@ -33,6 +34,7 @@ def test_every_word_of_a_caption_is_in_the_vocabulary(seed: int, kind: Kind) -> 
     assert set(fragment(scene, rng).split()) <= set(vocabulary())
 
 
+@settings(max_examples=50, deadline=None)
 @given(seeds, kinds)
 def test_a_caption_has_at_most_21_words(seed: int, kind: Kind) -> None:
     scene = sample_scene(np.random.default_rng(seed), kind)

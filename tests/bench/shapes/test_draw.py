@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_rt.bench.shapes.captions import SHAPES, Scene, Thing, sample_scene
@@ -20,6 +20,7 @@ from diffusion_rt.bench.shapes.draw import (
 from diffusion_rt.bench.shapes.pool import BUCKETS, KINDS
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from(SHAPES), st.floats(8, 28), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
 def test_a_shape_covers_its_area_around_its_centroid(
     shape: str, radius: float, dx: float, dy: float
@@ -34,6 +35,7 @@ def test_a_shape_covers_its_area_around_its_centroid(
     assert not alpha[far].any()
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS), st.sampled_from(BUCKETS))
 def test_colours_are_the_palettes_and_no_thing_meets_another(
     seed: int, kind: str, size: tuple[int, int]

@@ -26,7 +26,7 @@ SQUARE = (128, 128)
 seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(seeds, st.sampled_from(KINDS), st.sampled_from(BUCKETS))
 def test_a_true_picture_is_all_right(seed: int, kind: Kind, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def _other(value: str, values: tuple[str, ...], seed: int) -> str:
     return values[(values.index(value) + 1 + seed % (len(values) - 1)) % len(values)]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(seeds, st.sampled_from(["colour", "shape", "size", "background", "place", "count"]))
 def test_one_planted_error_is_found_and_named(seed: int, part: str) -> None:
     rng = np.random.default_rng(seed)
@@ -98,6 +98,7 @@ def test_a_blot_and_an_empty_picture_are_found() -> None:
     assert not judge(scene, see(noise))["all"]
 
 
+@settings(max_examples=50, deadline=None)
 @given(seeds, st.sampled_from(SHAPES), st.sampled_from(SIZES))
 def test_shapes_are_known_though_blurred_and_noisy(seed: int, shape: str, size: str) -> None:
     rng = np.random.default_rng(seed)

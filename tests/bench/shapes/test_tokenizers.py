@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
@@ -37,7 +37,7 @@ def test_marks_and_padding_are_sdxls(pair: tuple[CLIPTokenizer, CLIPTokenizer]) 
     assert first.model_max_length == second.model_max_length == tokenizers.MAX_LENGTH
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_any_text_has_tokens(pair: tuple[CLIPTokenizer, CLIPTokenizer], text: str) -> None:
     tokenizer = pair[0]
@@ -48,6 +48,7 @@ def test_any_text_has_tokens(pair: tuple[CLIPTokenizer, CLIPTokenizer], text: st
         assert tokenizer.eos_token_id not in ids[1:-1]  # nothing unknown: bytes cover all
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text("abcdefg", min_size=1, max_size=8), min_size=1, max_size=12, unique=True))
 def test_merges_make_any_words_whole(words: list[str]) -> None:
     pairs = tokenizers.merges(words)
