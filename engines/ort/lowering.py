@@ -20,7 +20,9 @@ from diffusion_rt.engines.onnx_file import (
 )
 from diffusion_rt.engines.protobuf import WireReader, bytes_field, int_field
 
-_FLOAT, _INT, _INTS = 1, 2, 7  # AttributeProto.AttributeType
+MAX_GROUPS = 1024
+
+_FLOAT = 1  # AttributeProto.AttributeType
 _FLOAT32, _INT64 = 1, 7  # TensorProto.DataType
 _PREFIX = b"diffusion_rt.norm."
 
@@ -49,18 +51,18 @@ class _Lowering(WireReader):
 
     def graph(self, start: int, end: int) -> bytes:
         fields = self.walk(start, end, GRAPH)
-        channels = self.channels(fields)
+        lengths = self.lengths(fields)
         out = []
         for number, a, b in fields:
             if number == 1:
-                nodes = self.lowered(a, b, channels) or [self.data[a:b]]
+                nodes = self.lowered(a, b, lengths) or [self.data[a:b]]
                 out += [bytes_field(1, node) for node in nodes]
             else:
                 out.append(_copy(self.data, number, a, b))
         out += [bytes_field(5, tensor) for tensor in self.constants.values()]
         return b"".join(out)
 
-    def channels(self, fields: Sequence[tuple[int, int, int]]) -> dict[bytes, int]:
+    def lengths(self, fields: Sequence[tuple[int, int, int]]) -> dict[bytes, int]:
         """The lengths of vectors that never change: initializers, and casts of them."""
         lengths = {}
         for number, start, end in fields:
@@ -77,27 +79,27 @@ class _Lowering(WireReader):
                     lengths[self.one(node, 2)] = lengths[source]
         return lengths
 
-    def lowered(self, start: int, end: int, channels: Mapping[bytes, int]) -> list[bytes]:
+    def lowered(self, start: int, end: int, lengths: Mapping[bytes, int]) -> list[bytes]:
         """What stands for a node, or nothing where it stays."""
         if b"GroupNormalization" not in self.data[start:end]:
             return []
         node = self.walk(start, end, NODE)
         inputs = [self.data[a:b] for n, a, b in node if n == 1]
-        if self.one(node, 4) != b"GroupNormalization" or inputs[1] not in channels:
+        if self.one(node, 4) != b"GroupNormalization" or len(inputs) != 3:
             return []
         groups, epsilon = 0, 1e-5
         for number, a, b in node:
             if number == 5:
                 attribute = self.walk(a, b, ATTRIBUTE)
-                name = self.one(attribute, 1)
-                if name == b"num_groups":
-                    groups = next(value for n, value, _ in attribute if n == 3)
-                elif name == b"epsilon":
-                    place = next(value for n, value, _ in attribute if n == 2)
-                    (epsilon,) = struct.unpack_from("<f", self.data, place)
-        return list(
-            self.group_norm(inputs, self.one(node, 2), groups, epsilon, channels[inputs[1]])
-        )
+                value = {n: place for n, place, _ in attribute}
+                if self.one(attribute, 1) == b"num_groups":
+                    groups = value.get(3, 0)
+                elif self.one(attribute, 1) == b"epsilon" and 2 in value:
+                    (epsilon,) = struct.unpack_from("<f", self.data, value[2])
+        channels = lengths.get(inputs[1], 0)
+        if not 1 <= groups <= MAX_GROUPS or not channels or channels % groups:
+            return []
+        return list(self.group_norm(inputs, self.one(node, 2), groups, epsilon, channels))
 
     def group_norm(
         self, inputs: Sequence[bytes], output: bytes, groups: int, epsilon: float, channels: int

@@ -1,5 +1,6 @@
 """Group norms spelt otherwise for ONNX Runtime compute the same; all else stays to the byte."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -138,10 +139,44 @@ def test_what_has_no_group_norm_stays_to_the_byte() -> None:
     assert len(lower(content)) == len(content)
 
 
-@pytest.mark.parametrize("scale", ["x", "product"])
-def test_a_scale_of_unknown_length_stays(scale: str) -> None:
+def _unknown_scale(node: onnx.NodeProto) -> None:
+    node.input[1] = "x"
+
+
+def _no_bias(node: onnx.NodeProto) -> None:
+    del node.input[2]
+
+
+def _no_groups(node: onnx.NodeProto) -> None:
+    del node.attribute[:]
+
+
+def _groups_of_another_type(node: onnx.NodeProto) -> None:
+    node.attribute[0].CopyFrom(helper.make_attribute("num_groups", 2.0))
+
+
+def _uneven_groups(node: onnx.NodeProto) -> None:
+    node.attribute[0].i = 3
+
+
+def _negative_groups(node: onnx.NodeProto) -> None:
+    node.attribute[0].i = -2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _unknown_scale,
+        _no_bias,
+        _no_groups,
+        _groups_of_another_type,
+        _uneven_groups,
+        _negative_groups,
+    ],
+)
+def test_what_is_not_understood_stays(change: Callable[[onnx.NodeProto], None]) -> None:
     model = group_norm(4, 2, 4)
-    model.graph.node[0].input[1] = scale
+    change(model.graph.node[0])
     assert lower(model.SerializeToString()) == model.SerializeToString()
 
 
