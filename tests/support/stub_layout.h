@@ -6,7 +6,9 @@ typedef struct {
     char pad[4];
     union {
         char pad[64];
-        struct { unsigned x, y, z; } cluster;
+        struct {
+            unsigned x, y, z;
+        } cluster;
         int flag;
     } value;
 } Attribute;

@@ -1,7 +1,6 @@
 """The simulated memory: real host bytes in one reserved range, so that host kernels can run."""
 
 import bisect
-import ctypes
 import mmap
 from typing import Literal
 
@@ -51,8 +50,8 @@ class SimulatedMemory:
     def __init__(self, device_bytes: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._range = mmap.mmap(-1, RESERVED_BYTES, flags=flags)
-        self._anchor = ctypes.c_char.from_buffer(self._range)
-        self._base = ctypes.addressof(self._anchor)
+        self._bytes = np.frombuffer(self._range, np.uint8)
+        self._base = self._bytes.ctypes.data
         self._top = 0
         self._starts: list[int] = []
         self._allocations: list[Allocation] = []  # every one there ever was, in order of address
@@ -107,8 +106,9 @@ class SimulatedMemory:
         raise Misuse(f"{what}: {address:#x} with {nbytes} bytes lies in no buffer of this device")
 
     def view(self, address: int, nbytes: int) -> NDArray[np.uint8]:
-        """The bytes themselves."""
-        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+        """The bytes themselves, valid as long as the array lives, whatever is freed or closed."""
+        start = address - self._base
+        return self._bytes[start : start + nbytes]
 
     def check_fences(self) -> None:
         """Look at the canaries of everything that lives."""

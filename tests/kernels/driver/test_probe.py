@@ -27,20 +27,20 @@ def test_the_stub_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
+    ("script", "timeout", "said"),
     [
-        ("import time; time.sleep(60)", "did not answer in 1 s"),
-        ("import os; os.abort()", "ended with status -6"),
-        ("", "ended with status 0"),
+        ("import time; time.sleep(60)", 1, "did not answer in 1 s"),
+        ("import os; os.abort()", 60, "ended with status -6"),
+        ("", 60, "ended with status 0"),
     ],
 )
 def test_a_driver_that_hangs_or_crashes_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, timeout: float, said: str
 ) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text(script)
     monkeypatch.setattr(module, "__file__", str(bad))
-    found = probe(timeout=1)
+    found = probe(timeout=timeout)
     assert said in str(found.missing)
     assert found.devices == ()
 
