@@ -130,6 +130,11 @@ def step_loss(
     return (loss_weight(signal[timesteps]) * error).mean()
 
 
+def pictures_at(settings: Settings, step: int) -> int:
+    """How many pictures each worker knows at a step; more are encoded every eighth one."""
+    return min(settings.pictures + settings.fresh * (step - step % 8), settings.capacity)
+
+
 def work(rank: int, settings: Settings, exchange: Exchange) -> None:
     """One worker's whole run; worker 0 keeps the clock and writes the state."""
     torch.set_num_threads(1)
@@ -159,7 +164,7 @@ def work(rank: int, settings: Settings, exchange: Exchange) -> None:
             ema.copy_(state["ema"])
         del state
     watch.start()
-    pool.grow(settings.pictures + settings.fresh * step)
+    pool.grow(pictures_at(settings, step))
     pool.flush()
     exchange.meet()
     signal = alphas_cumprod()
@@ -168,7 +173,7 @@ def work(rank: int, settings: Settings, exchange: Exchange) -> None:
     progress = step / horizon if horizon else watch.progress
     while progress < 1 and not (settings.steps and step >= settings.steps):
         if step % 8 == 0:
-            pool.grow(min(settings.pictures + settings.fresh * step, settings.capacity))
+            pool.grow(pictures_at(settings, step))
         bucket = BUCKETS[int(np.random.default_rng([4, step]).choice(5, p=BUCKET_SHARES))]
         rng = np.random.default_rng([5, step, rank])
         latents, samples = pool.take(rng, bucket, settings.batch)
