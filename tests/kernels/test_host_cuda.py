@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.driver import DeviceLost, Launch, Parameter
-from support.kernel_bench import KernelBench
+from support.kernel_bench import DEVICE, KernelBench
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
@@ -21,6 +21,12 @@ def variant(kernel: str, source: str, parameters: tuple[Parameter, ...]) -> Vari
         parameters=parameters,
         registers=64,
     )
+
+
+@pytest.fixture(autouse=True)
+def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shim is what is tested here, whatever the other tests run on."""
+    monkeypatch.delenv(DEVICE, raising=False)
 
 
 def test_float16_is_converted_as_numpy_does_it() -> None:
