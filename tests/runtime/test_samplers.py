@@ -130,6 +130,73 @@ def test_runge_kutta_start_carries_five() -> None:
     assert (plan.order, len(plan.steps)) == (5, 29)
 
 
+# ---- convergence ---------------------------------------------------------------------------------
+
+SPREAD = 0.7
+
+
+def one_cloud(x: float, sigma: float) -> float:
+    """The denoised latent where pictures are normal about 0 with deviation SPREAD."""
+    return x * SPREAD**2 / (SPREAD**2 + sigma**2)
+
+
+def two_clouds(x: float, sigma: float) -> float:
+    """The same where half of them are normal about 1 and half about -1."""
+    width = SPREAD**2 + sigma**2
+    return (x * SPREAD**2 + sigma**2 * math.tanh(x / width)) / width
+
+
+def ended(
+    sampler: str, steps: int, denoise: Callable[[float, float], float] = one_cloud, **options: Any
+) -> float:
+    """Where a plan without noise takes a latent of 1 at sigma 8 by sigma 0.1."""
+    sigmas = np.geomspace(8, 0.1, steps + 1).tolist()
+    plan = make_plan(record(), sampler=sampler, steps=steps, custom_sigmas=sigmas, **options)
+    state = np.zeros(plan.order)
+    state[0] = plan.picture[0]
+    for step in plan.steps:
+        signal = 1 / math.hypot(1, step.sigma) if step.c_in == 1 else 1.0
+        denoised = denoise(state[0] / signal, step.sigma)
+        state = step.matrix @ [*state, denoised, 0.0]
+    return float(state[0]) / (1 / math.hypot(1, 0.1) if plan.steps[0].c_in == 1 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "order"),
+    [
+        ("euler", {}, 1),
+        ("heun", {}, 2),
+        ("dpm2", {}, 2),
+        ("lms", {}, 2),
+        ("dpmpp-2m", {}, 2),
+        ("dpmpp-3m", {}, 2),
+        ("dpmpp-2s", {}, 2),
+        ("dpmpp-2s", {"order": 3}, 2),
+        ("deis", {}, 2),
+        ("deis", {"order": 3}, 2),
+        ("unipc", {}, 2),
+        ("unipc", {"order": 3}, 2),
+    ],
+)
+def test_deterministic_samplers_converge_to_the_solution(
+    sampler: str, options: dict[str, Any], order: int
+) -> None:
+    """Steps of higher order begin, and some end, with lower ones: the whole is of second order."""
+    true = math.hypot(SPREAD, 0.1) / math.hypot(SPREAD, 8)
+    coarse, fine = (abs(ended(sampler, n, **options) / true - 1) for n in (120, 240))
+    assert fine < (1e-2 if order == 1 else 1e-4)
+    assert coarse / fine > 0.8 * 2**order
+
+
+def test_the_third_order_for_the_sde_is_better_than_the_second() -> None:
+    """Without noise both follow the drift; diffusers' third order is worse than its second."""
+    true = ended("dpmpp-2m-sde", 1000, two_clouds)
+    for steps in (30, 60, 120):
+        ends = [ended(f"dpmpp-{n}m-sde", steps, two_clouds) for n in (2, 3)]
+        second, third = np.abs(np.array(ends) / true - 1)
+        assert third < second / 2
+
+
 # ---- formulas of k-diffusion, in float64 and in its own scaling ------------------------------
 
 

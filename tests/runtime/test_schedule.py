@@ -30,6 +30,11 @@ from diffusion_rt.runtime.schedule import (
 )
 from support.schedulers import record
 
+# NumPy's opinion of how diffusers makes arrays of tensors, and of logarithms of zero
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::RuntimeWarning", "ignore::FutureWarning"
+)
+
 BETAS: list[dict[str, Any]] = [
     {},
     {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,25 +48,31 @@ def record(**changes: Any) -> ScheduleRecord:
 
 def model(latent: torch.Tensor, timestep: float) -> torch.Tensor:
     """Smooth, nonlinear, and the same for every program: what the UNet is to a sampler."""
-    mixing = torch.from_numpy(np.random.default_rng(3).standard_normal((WIDTH, WIDTH)))
-    mixed = latent.flatten(-2) @ (mixing / WIDTH**0.5).to(latent.dtype)
+    mixed = latent.flatten(-2) @ _mixing(latent.dtype)
     bent = torch.tanh(mixed + float(np.sin(timestep / 150)))
     return 0.4 * bent.reshape(latent.shape) + 0.6 * latent
 
 
-@dataclass
-class Draws:
-    """One list of noise that every run of a comparison draws from, in the same order."""
+@cache
+def _mixing(dtype: torch.dtype) -> torch.Tensor:
+    mixing = np.random.default_rng(3).standard_normal((WIDTH, WIDTH)) / WIDTH**0.5
+    return torch.from_numpy(mixing).to(dtype)
 
-    taken: int = 0
-    values: list[NDArray[np.float64]] = field(default_factory=list)
+
+@cache
+def _noise(place: int) -> torch.Tensor:
+    noise = np.random.default_rng([7, place]).standard_normal(SHAPE)
+    return torch.from_numpy(noise.astype(np.float32).astype(np.float64))
+
+
+class Draws:
+    """The noise that every run of a comparison draws, in the same order."""
+
+    def __init__(self) -> None:
+        self._places = count()
 
     def next(self) -> torch.Tensor:
-        while len(self.values) <= self.taken:
-            rng = np.random.default_rng([7, len(self.values)])
-            self.values.append(rng.standard_normal(SHAPE).astype(np.float32).astype(np.float64))
-        self.taken += 1
-        return torch.from_numpy(self.values[self.taken - 1])
+        return _noise(next(self._places))
 
 
 START = Draws().next()
