@@ -33,9 +33,10 @@ def package_files() -> Iterator[str]:
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             yield str(path.relative_to(ROOT))
-    for path in (ROOT / "runtime" / "models").rglob("*"):
-        if path.is_file():
-            yield str(path.relative_to(ROOT))
+    for shipped in ("runtime/models", "kernels/sources"):
+        for path in (ROOT / shipped).rglob("*"):
+            if path.is_file():
+                yield str(path.relative_to(ROOT))
     yield from ("__init__.py", "__main__.py", "command.py", "py.typed")
 
 
