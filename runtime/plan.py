@@ -12,6 +12,8 @@ Matrix = NDArray[np.float64]
 MAX_ORDER = 5
 """No sampler carries more latents than this from one evaluation to the next."""
 
+_BLOCK = 16384  # elements, so that the sums of a step stay in the cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
@@ -44,6 +46,7 @@ class Step:
         weights = matrix.copy()
         weights[:, 0] += matrix[:, order] * self.c_skip
         weights[:, order] *= self.c_out
+        weights[np.abs(weights) < 1e-14] = 0  # what is left where terms cancel
         for name, table in (("matrix", matrix), ("weights", weights)):
             table.flags.writeable = False
             object.__setattr__(self, name, table)
@@ -122,28 +125,32 @@ class Plan:
 
 
 def advance(state: Latents, guided: Latents, noise: Latents | None, step: Step) -> Latents:
-    """The stack after one step, a new array float32 [K, …].
+    """The stack after one step, in the place of the one before it, which is gone: float32 [K, …].
 
-    `state` is the stack before it, `guided` [...] the model's guided prediction, `noise` [...] a
+    `state` is that stack, contiguous; `guided` [...] the model's guided prediction; `noise` [...] a
     fresh standard normal draw, or None where the step draws none. Sums are float64 and rounded
     once. Each element is computed alike, whatever lies around it, so a batch equals its images to
     the bit.
     """
     assert step.noise == (noise is not None), "noise is drawn exactly where the step says so"
-    sources = [*state, guided, noise]
-    result = np.empty_like(state)
-    total, product = np.empty((2, *state.shape[1:]))
-    for row, weights in zip(result, step.weights.tolist(), strict=True):
-        terms = [(w, x) for w, x in zip(weights, sources, strict=True) if w != 0 and x is not None]
-        if not terms:
-            row.fill(0)
-        elif len(terms) == 1:
-            np.multiply(terms[0][1], terms[0][0], out=row)
-        else:
-            (weight, source), *others = terms
-            np.multiply(source, weight, out=total, dtype=np.float64)
-            for weight, source in others:
-                np.multiply(source, weight, out=product, dtype=np.float64)
-                total += product
-            row[...] = total
-    return result
+    assert state.flags.c_contiguous, "the stack is changed in place"
+    stack = state.reshape(len(state), -1)
+    sources = [*stack, guided.reshape(-1)]
+    if noise is not None:
+        sources.append(noise.reshape(-1))
+    rows = [
+        [(weight, source) for weight, source in zip(weights, sources, strict=False) if weight != 0]
+        for weights in step.weights.tolist()
+    ]
+    sums, product = np.zeros((len(stack), _BLOCK)), np.empty(_BLOCK)
+    for start in range(0, stack.shape[1], _BLOCK):
+        block = slice(start, min(start + _BLOCK, stack.shape[1]))
+        size = block.stop - start
+        for total, terms in zip(sums[:, :size], rows, strict=True):
+            for place, (weight, source) in enumerate(terms):
+                into = product[:size] if place else total
+                np.multiply(source[block], weight, out=into, dtype=np.float64)
+                if place:
+                    total += into
+        stack[:, block] = sums[:, :size]
+    return state

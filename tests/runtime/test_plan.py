@@ -35,7 +35,7 @@ def normal(seed: int, *shape: int) -> Latents:
 def test_a_step_is_its_formula() -> None:
     state, guided, noise = normal(1, 2, *SHAPE), normal(2), normal(3)
     q = state[0] - 2 * guided
-    after = advance(state, guided, noise, step())
+    after = advance(state.copy(), guided, noise, step())
     assert after.dtype == np.float32
     np.testing.assert_allclose(
         after[0], 0.5 * state[0] + 0.25 * state[1] + 0.125 * q + 3 * noise, rtol=1e-5, atol=1e-5
@@ -43,12 +43,25 @@ def test_a_step_is_its_formula() -> None:
     assert np.array_equal(after[1], state[0])
 
 
-def test_advance_leaves_what_it_reads() -> None:
+def test_advance_changes_the_stack_and_nothing_else() -> None:
     state, guided, noise = normal(1, 2, *SHAPE), normal(2), normal(3)
-    before = state.copy(), guided.copy(), noise.copy()
-    advance(state, guided, noise, step())
-    for array, copy in zip((state, guided, noise), before, strict=True):
+    before = guided.copy(), noise.copy()
+    assert advance(state, guided, noise, step()) is state
+    for array, copy in zip((guided, noise), before, strict=True):
         assert np.array_equal(array, copy)
+
+
+@pytest.mark.parametrize("size", [1, 255, 1000, 16384, 16385, 40_000])
+def test_a_step_is_its_formula_at_any_size(size: int) -> None:
+    """Poisoned with NaN where nothing may be read; past one block of the sums."""
+    matrix = np.array([[0.5, 0.0, 0.125, 3.0], [1.0, 0.0, 0.0, 0.0]])
+    state, guided, noise = normal(1, 2, size), normal(2, size), normal(3, size)
+    state[1] = np.nan
+    first = state[0].astype(np.float64)
+    wanted = (0.5 + 0.125) * first - 0.25 * guided.astype(np.float64) + 3 * noise.astype(np.float64)
+    after = advance(state, guided, noise, step(matrix=matrix))
+    assert np.array_equal(after[0], wanted.astype(np.float32))
+    assert np.array_equal(after[1], first.astype(np.float32))
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,10 +73,12 @@ def test_a_batch_equals_its_images_to_the_bit(
     one = data.draw(st.sampled_from(plan.steps))
     state, guided = normal(1, plan.order, *SHAPE), normal(2)
     noise = normal(3) if one.noise else None
-    whole = advance(state, guided, noise, one)
+    whole = advance(state.copy(), guided, noise, one)
     for i in range(SHAPE[0]):
         part = slice(i, i + 1)
-        alone = advance(state[:, part], guided[part], None if noise is None else noise[part], one)
+        alone = advance(
+            state[:, part].copy(), guided[part], None if noise is None else noise[part], one
+        )
         assert np.array_equal(whole[:, part], alone)
 
 
