@@ -4,10 +4,11 @@ Here it is settled that the folder is an SDXL base model whose files are all the
 whatever else it may be is refused by name, with the way out.
 """
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from diffusion_rt.engines import strict_json
@@ -37,6 +38,8 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "added_tokens.json",
 )
+VARIANT = re.compile(r"[A-Za-z0-9_]{1,40}")
+SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 OTHER_FAMILIES = {
@@ -83,6 +86,8 @@ def open_checkpoint(
     `variant` is a word in the names of the weights such as `fp16`; without it, names without a
     word come first, then fp16. Raises BadInput for what is no SDXL base checkpoint of safetensors.
     """
+    if variant is not None and not VARIANT.fullmatch(variant):
+        raise BadInput(f"variant {shown(variant)}: wants a word such as fp16")
     _check_folder(path)
     folder = path.resolve()
     reader = _Reader(folder)
@@ -95,6 +100,7 @@ def open_checkpoint(
         config = reader.json(f"{part}/config.json")
         _check_sizes(config, f"{path / part}/config.json")
         weights = reader.weights(part, stem, variant)
+        _check_depth(config, len(weights), f"{path / part}/config.json")
         networks[part] = Network(name=part, config=config, weights=weights)
     _check_family(networks, index, path)
     for tokenizer in TOKENIZERS.values():
@@ -172,7 +178,7 @@ class _Reader:
         if not isinstance(places, dict) or not places:
             raise BadInput(f"{path}: weight_map: wants names with files; download it again")
         for file in places.values():
-            if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+            if not isinstance(file, str) or not SHARD.fullmatch(file):
                 raise BadInput(f"{path}: got the file {shown(file)}, wants a name in its folder")
             if not file.endswith(".safetensors"):
                 raise BadInput(
@@ -292,6 +298,23 @@ def _check_sizes(config: Json, what: str) -> None:
         raise BadInput(f"{what}: {len(config)} entries, wants at most 200")
     for name, value in config.items():
         check(shown(name), value, 0)
+
+
+def _check_depth(config: Json, tensors: int, what: str) -> None:
+    """Refuse a network of more layers than the checkpoint has tensors, before it is built."""
+
+    def most(name: str) -> int:
+        found = config.get(name, 1)
+        flat = [found]
+        while any(isinstance(item, list) for item in flat):
+            flat = [n for item in flat for n in (item if isinstance(item, list) else [item])]
+        return max((n for n in flat if isinstance(n, int)), default=1)
+
+    blocks = config.get("down_block_types")
+    levels = len(blocks) if isinstance(blocks, list) else 1
+    layers = most("num_hidden_layers") * most("layers_per_block") * levels
+    if layers * most("transformer_layers_per_block") > tensors:
+        raise BadInput(f"{what}: more layers than the checkpoint has tensors ({tensors})")
 
 
 def _check_family(networks: Mapping[str, Network], index: Json, path: Path) -> None:

@@ -31,6 +31,7 @@ The weights are not converted: the graphs point into the checkpoint's safetensor
 still loads the folder. Exit status: 0, 2 for bad input, 1 for a fault, 130 after Ctrl-C.
 """
 STAGES = {
+    "comparing": "comparing with what is there",
     "copying": "copying the checkpoint",
     "tracing": "tracing the networks",
     "hashing": "hashing the files",
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_arguments(parser)
     found = parser.read(argv)
-    _require_packages()
+    _require_packages(check=not found.no_check)
     _silence_libraries()
     started = time.perf_counter()
     checkpoint, output = _places(found)
@@ -105,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _require_packages() -> None:
+def _require_packages(*, check: bool) -> None:
     """Fault naming the extra where a package is missing, before anything heavy is imported."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -113,6 +114,11 @@ def _require_packages() -> None:
             f"{missing[0]} is not installed; run: pip install 'diffusion-rt[export]' (torch from "
             "the default index brings gigabytes of CUDA; for a machine without a GPU take it from "
             "PyTorch's index for CPUs)"
+        )
+    if check and find_spec("onnxruntime") is None:
+        raise Fault(
+            "onnxruntime is not installed, which checks the graphs; run: pip install "
+            "'diffusion-rt[cpu]', or export with --no-check"
         )
 
 
@@ -170,7 +176,7 @@ def _progress(*, quiet: bool) -> Iterator[Report]:
     def report(stage: str, done: int, total: int) -> None:
         if not total:
             return
-        big = stage in ("copying", "hashing")
+        big = stage in ("comparing", "copying", "hashing")
         amount = f"{_size(done)} of {_size(total)}" if big else f"{done} of {total}"
         if stage not in tasks:
             tasks[stage] = bars.add_task(STAGES[stage], total=total, amount=amount)

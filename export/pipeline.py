@@ -9,7 +9,6 @@ from pathlib import Path
 import onnx_ir as ir
 
 from diffusion_rt import __version__
-from diffusion_rt.engines.artefact import locked
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import (
     NAME,
@@ -26,7 +25,7 @@ from diffusion_rt.export.bind import bind_weights, keeps_float32, signature
 from diffusion_rt.export.check import Candidate, Outcome, check_network
 from diffusion_rt.export.checkpoint import Checkpoint
 from diffusion_rt.export.names import Weight, bind
-from diffusion_rt.export.place import copied, missing_files, prepared, publish
+from diffusion_rt.export.place import Contents, contents, copied, prepared, publish
 from diffusion_rt.export.precision import to_float16
 from diffusion_rt.export.simplify import simplify
 from diffusion_rt.export.trace import (
@@ -91,19 +90,25 @@ def export(
     weights, unused = bound_weights(checkpoint, networks)
     with ExitStack() as stack:
         in_place = stack.enter_context(prepared(checkpoint, output))
-        stack.enter_context(locked(output, "export"))
-        missing = {} if in_place else missing_files(checkpoint, output)
-        report("copying", 0, total := sum(missing.values()))
+        found = Contents({}, {}) if in_place else _contents(checkpoint, output, report)
+        report("copying", 0, total := sum(found.missing.values()))
         done = Counter(report, "copying", total)
-        hashes = stack.enter_context(copied(checkpoint, output, missing, done))
+        copies = stack.enter_context(copied(checkpoint, output, found.missing, done))
+        hashes = {**found.there, **{copy.file: copy.sha256 for copy in copies}}
         graphs = list(graphs_of(networks, weights, output, precisions, report, tracer))
-        files = records_of(checkpoint, output, {f.file: f.sha256 for f in hashes}, report)
+        files = records_of(checkpoint, output, hashes, report)
         manifest = _manifest(checkpoint, fields, files, graphs)
         content = manifest_bytes(manifest)
         outcomes = check_all(networks, weights, graphs, output, report) if check else ()
         old = _old_graphs(output) - {graph.variant.file for graph in graphs}
         publish(output, {graph.variant.file: graph.content for graph in graphs}, content, old)
     return Exported(output, manifest, total, tuple(unused), tuple(outcomes))
+
+
+def _contents(checkpoint: Checkpoint, output: Path, report: Report) -> Contents:
+    there = [file for file in checkpoint.files if (output / file).exists()]
+    total = sum((output / file).stat().st_size for file in there)
+    return contents(checkpoint, output, Counter(report, "comparing", total))
 
 
 class Counter:
@@ -171,10 +176,19 @@ def graphs_of(
         report("tracing", number, len(networks))
         whole = tracer(traceable)
         simplify(whole)
-        for graph, model in (unet_parts(whole) if name == "unet" else {name: whole}).items():
+        for graph, model in (_parts(whole) if name == "unet" else {name: whole}).items():
             for precision in precisions:
                 yield _graph(graph, precision, model, weights[traceable.plan.network], folder)
     report("tracing", len(networks), len(networks))
+
+
+def _parts(whole: ir.Model) -> dict[str, ir.Model]:
+    try:
+        return unet_parts(whole)
+    except ValueError as error:
+        raise BadInput(
+            f"unet/config.json: {error}; only SDXL base models can be exported so far"
+        ) from None
 
 
 def _graph(
@@ -201,6 +215,7 @@ def records_of(
     """What the manifest says of the checkpoint's files; `known` are hashes computed before."""
     sizes = {file: (folder / file).stat().st_size for file in checkpoint.files}
     todo = sum(size for file, size in sizes.items() if not known.get(file))
+    report("hashing", 0, todo)
     count = Counter(report, "hashing", todo)
     found = {}
     for file, size in sizes.items():

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from diffusion_rt.engines.artefact import reading, remove_partials, writing
+from diffusion_rt.engines.artefact import locked, reading, remove_partials, sha256_of, writing
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import NAME
-from diffusion_rt.engines.safetensors_file import read_table
 from diffusion_rt.export.checkpoint import INDEX, Checkpoint
 
 FICLONE = 0x40049409  # Linux: share the blocks of another file, copied when either is written
@@ -50,25 +49,31 @@ def obstacle_in_place(checkpoint: Checkpoint) -> str | None:
 
 @contextmanager
 def prepared(checkpoint: Checkpoint, output: Path) -> Iterator[bool]:
-    """An output folder for the block, made if need be; gives whether it is the checkpoint's own.
+    """An output folder, locked for the block; gives whether it is the checkpoint's own.
 
-    A folder that was made is removed again where the block fails. Raises BadInput where `output`
-    holds something else, and where it is the checkpoint's own but cannot take the graphs.
+    A folder that was made is removed again where the block fails. Raises BadInput where another
+    export is at work there, where `output` holds something else, and where it is the checkpoint's
+    own but cannot take the graphs.
     """
     if output.resolve() == checkpoint.folder:
         if reason := obstacle_in_place(checkpoint):
             raise BadInput(f"{output} {reason}; export into another folder with --output DIR")
-        remove_partials(output)
-        yield True
+        with locked(output, "export"):
+            remove_partials(output)
+            yield True
         return
     if output.exists() and not output.is_dir():
         raise BadInput(f"{output}: not a folder; choose another with --output DIR")
-    if output.is_dir() and any(output.iterdir()) and not (output / INDEX).exists():
-        raise BadInput(f"{output} holds other files; choose a new or empty folder")
     made = _make(output)
     try:
-        remove_partials(output)
-        yield False
+        with locked(output, "export"):
+            remove_partials(output)
+            others = [
+                path for path in output.iterdir() if not path.name.startswith(".diffusion-rt")
+            ]
+            if others and not (output / INDEX).exists():
+                raise BadInput(f"{output} holds other files; choose a new or empty folder")
+            yield False
     except BaseException:
         for folder in reversed(made):
             with suppress(OSError):
@@ -87,25 +92,31 @@ def _make(folder: Path) -> list[Path]:
     return missing
 
 
-def missing_files(checkpoint: Checkpoint, output: Path) -> dict[str, int]:
-    """The files that `output` lacks, with their sizes; BadInput where it has others so named."""
-    missing = {}
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What an output folder has of a checkpoint's files (with their sha256), and lacks (sizes)."""
+
+    there: Mapping[str, str]
+    missing: Mapping[str, int]
+
+
+def contents(checkpoint: Checkpoint, output: Path, progress: Progress) -> Contents:
+    """Compare the files in `output` with the checkpoint's; BadInput where one is another.
+
+    Weights are compared by their whole content: a fine-tune has the same names and sizes.
+    """
+    there, missing = {}, {}
     for file in checkpoint.files:
         source, target = checkpoint.folder / file, output / file
         if not target.exists():
             missing[file] = source.stat().st_size
             continue
-        table = checkpoint.tables.get(file)
-        if table is None:
-            same = target.read_bytes() == source.read_bytes()
-        else:
-            other = read_table(target)
-            same = (other.size, other.sha256) == (table.size, table.sha256)
-        if not same:
+        there[file] = sha256_of(target, progress, follow_links=False)
+        if target.stat().st_size != source.stat().st_size or there[file] != sha256_of(source):
             raise BadInput(
                 f"{target} is of another checkpoint than {source}; choose a new or empty folder"
             )
-    return missing
+    return Contents(there, missing)
 
 
 @contextmanager
@@ -192,11 +203,21 @@ def publish(output: Path, graphs: Mapping[str, bytes], manifest: bytes, old: set
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+    """Let Ctrl-C and SIGTERM take effect after the block.
+
+    Not by a mask: it would bind this thread alone, and libraries have others to which the kernel
+    then gives the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal is handled here
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    held: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda n, frame: held.append(n)) for number in numbers]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])

@@ -41,7 +41,7 @@ def schedule_record(checkpoint: Checkpoint) -> ScheduleRecord:
     parameters = inspect.signature(kind.__init__).parameters
     settings = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
     settings |= config
-    if "beta_start" not in settings:
+    if "beta_start" not in parameters:
         raise BadInput(
             f"{what}: {name} has no betas; only models of a discrete noise schedule, "
             "such as EulerDiscreteScheduler's, can be exported so far"

@@ -28,7 +28,8 @@ def split(
     `parts` gives each part the inputs it reads besides what earlier parts hand over; inputs of
     `whole` that no part names are parameters, and follow the others where they are used. `name_of`
     names a value that crosses; it is renamed in `whole` too. Raises ValueError where two such
-    values have one name, or where a part asks for a size that none of its inputs has.
+    values have one name, where a part asks for a size that none of its inputs has, and where it
+    would have nothing to do.
     """
     graph = whole.graph
     order = {node: place for place, node in enumerate(graph)}
@@ -60,6 +61,8 @@ def split(
     for part, name in enumerate(parts):
         given = [*reads[part], *sorted(handed[part], key=place)]
         others = [value for value in graph.inputs if value not in given]
+        if not wanted[part]:
+            raise ValueError(f"the part {name} gives nothing that is wanted")
         outputs = sorted(wanted[part], key=place)
         cut = ir.convenience.extract(graph, [*given, *others], outputs)
         _ask_sizes_of(cut, cut.inputs[: len(given)])

@@ -30,12 +30,24 @@ from transformers import (
     CLIPTextModelWithProjection,
 )
 
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import BadInput, Fault
 from diffusion_rt.export.names import published
 from diffusion_rt.export.precision import OPSET
 from diffusion_rt.export.symbols import rename_symbols
 
 CAUSAL = "diffusion_rt_causal"
+TEXT_CONFIG = (  # what of a text encoder's config matters to its graph
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "projection_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+    "eos_token_id",
+)
 _SYMBOL = r"\b[a-z]\d+\b"  # as the tracer spells them
 
 Config = Mapping[str, Any]
@@ -88,10 +100,8 @@ def build(plan: Plan, config: Config) -> Traceable:
         with _quiet(), mode:
             module = plan.module(config).eval().requires_grad_(False)
     except Exception as error:  # whatever a stranger's config makes a constructor raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadInput(
-            f"{plan.network}/config.json: no network can be built of it: {reason}"
-        ) from None
+        what = f"{plan.network}/config.json"
+        raise BadInput(f"{what}: no network can be built of it: {_reason(error)}") from None
     return Traceable(plan, config, module, mode)
 
 
@@ -99,16 +109,24 @@ def trace(network: Traceable) -> ir.Model:
     """The float32 graph of a network; see the module's docstring for its form."""
     plan = network.plan
     symbols = {name: Dim(name, min=low, max=high) for name, (low, high) in plan.bounds.items()}
-    with _quiet(), network.mode:
-        program = torch.export.export(
-            network.module,
-            tuple(_example(kind, dims) for kind, dims in plan.inputs.values()),
-            dynamic_shapes=tuple(_symbolic(dims, symbols) for _, dims in plan.inputs.values()),
-            strict=False,
-        )
-        exported = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, optimize=False, verify=False, verbose=False
-        )
+    try:
+        with _quiet(), network.mode:
+            program = torch.export.export(
+                network.module,
+                tuple(_example(kind, dims, plan) for kind, dims in plan.inputs.values()),
+                dynamic_shapes=tuple(_symbolic(dims, symbols) for _, dims in plan.inputs.values()),
+                strict=False,
+            )
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verify=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch's own errors run over many lines
+        raise Fault(f"{plan.network}: torch cannot trace this network: {_reason(error)}") from error
     assert exported is not None
     model = exported.model
     _name_nodes(model.graph)
@@ -124,7 +142,8 @@ def text_encoder(network: str, positions: int, *, pooled: bool) -> Plan:
 
     def module(config: Config) -> nn.Module:
         kind = CLIPTextModelWithProjection if pooled else CLIPTextModel
-        settings = CLIPTextConfig(**{**config, "dtype": "float32"})
+        known = {name: config[name] for name in TEXT_CONFIG if name in config}
+        settings = CLIPTextConfig(**known, dtype="float32")
         return _TextEncoder(kind._from_config(settings, attn_implementation=CAUSAL), pooled=pooled)  # type: ignore[no-untyped-call]
 
     return Plan(
@@ -262,9 +281,14 @@ def _built(kind: Any, config: Config) -> Any:
     return kind.from_config(dict(config))
 
 
-def _example(kind: torch.dtype, dims: Dims) -> Tensor:
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _example(kind: torch.dtype, dims: Dims, plan: Plan) -> Tensor:
     """A fake input of sizes that share no factor, so that none is taken for another."""
-    sizes = {"batch": 2, "tokens": 7, "height": 17, "width": 23}
+    most = plan.bounds.get("tokens", (0, 0))[1]
+    sizes = {"batch": 2, "tokens": min(7, most), "height": 17, "width": 23}
     sizes |= {"8*latent_height": 8 * 17, "8*latent_width": 8 * 23}
     return torch.empty([sizes[d] if isinstance(d, str) else d for d in dims], dtype=kind)
 

@@ -7,7 +7,7 @@ age. No weight is zero and no two tensors are alike, so that one bound to a wron
 import json
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -123,6 +123,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "scheduler": {"timestep_spacing": "trailing", "beta_schedule": "linear"},
     },
 }
+
+# The least that is still SDXL, for tests of what happens around the graphs.
+LEAST: dict[str, Any] = {
+    "unet": {
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8, 16],
+        "transformer_layers_per_block": 1,
+        "attention_head_dim": 2,
+    },
+    "text_encoder": {"num_hidden_layers": 1},
+    "text_encoder_2": {"num_hidden_layers": 1},
+}
+
+MakeCheckpoint = Callable[..., Path]  # takes a name for the folder, and make_tiny_checkpoint's own
 
 
 def random_weight(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
