@@ -53,7 +53,9 @@ def test_unscale_divides_or_restores_mean_and_deviation() -> None:
     z = latent(3, 5)[None]
     np.testing.assert_array_equal(unscale(z, vae()), z * 2)
     mean, std = (0.1, 0.2, 0.3, 0.4), (1.0, 2.0, 3.0, 4.0)
-    wanted = z * np.array(std, np.float32).reshape(1, 4, 1, 1) * 2 + np.array(mean, np.float32).reshape(1, 4, 1, 1)
+    wanted = z * np.array(std, np.float32).reshape(1, 4, 1, 1) * 2 + np.array(
+        mean, np.float32
+    ).reshape(1, 4, 1, 1)
     given_both = unscale(z, vae(latents_mean=mean, latents_std=std))
     np.testing.assert_allclose(given_both, wanted, rtol=1e-6)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffusion_rt.command import plain
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.runtime.cli import generate_parser, _prompt
+from diffusion_rt.runtime.cli import _prompt, generate_parser
 from diffusion_rt.runtime.flags import request_of
 from diffusion_rt.runtime.picture import Metadata, Origin
 from diffusion_rt.runtime.redraw import arguments_of, command_of, quoted
