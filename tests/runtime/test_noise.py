@@ -33,15 +33,18 @@ def test_draws_are_those_of_torch_on_a_cpu(seed: int, draws: list[tuple[int, ...
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = make_noise("cpu", seed)
     for shape in draws:
-        assert furthest(noise.normal(shape), torch.randn(shape, generator=generator).numpy()) < 5e-7
+        assert furthest(noise.normal(shape), torch.randn(shape, generator=generator).numpy()) < 4e-7
 
 
 def test_large_draws_stay_close_in_the_tails() -> None:
+    """Nearly all of them to the bit, on the CPUs that PyTorch has vector code for."""
     for seed in range(8):
         generator = torch.Generator("cpu").manual_seed(seed)
         theirs = torch.randn((1, 4, 256, 256), generator=generator).numpy()
         assert np.abs(theirs).max() > 4
-        assert furthest(make_noise("cpu", seed).normal(theirs.shape), theirs) < 5e-7
+        ours = make_noise("cpu", seed).normal(theirs.shape)
+        assert furthest(ours, theirs) < 4e-7
+        assert (ours != theirs).mean() < 2e-3
 
 
 @pytest.mark.parametrize(
