@@ -21,6 +21,7 @@ from diffusion_rt.engines.typed_json import decode, encode
 from diffusion_rt.export.checkpoint import MAX_JSON, SCHEDULER, TOKENIZERS, Checkpoint, Json
 
 FACTOR = 8  # pixels per latent, each way
+CLIPPING = ("clip_sample", "thresholding")  # of the denoised latent, in some schedulers
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 R = TypeVar("R")
@@ -46,6 +47,12 @@ def schedule_record(checkpoint: Checkpoint) -> ScheduleRecord:
             f"{what}: {name} has no betas; only models of a discrete noise schedule, "
             "such as EulerDiscreteScheduler's, can be exported so far"
         )
+    for clipping in CLIPPING:
+        if clipping in parameters and settings.get(clipping):
+            raise BadInput(
+                f"{what}: {clipping} is on, which no plan of steps can hold, as it is not linear; "
+                f'set "{clipping}": false in it if the pictures may do without'
+            )
     given = {
         field: settings[field]
         for field in ScheduleRecord.__dataclass_fields__

@@ -45,7 +45,8 @@ def test_what_a_config_leaves_out_is_its_schedulers_default(
     checkpoint: MakeCheckpoint, name: str
 ) -> None:
     folder = checkpoint()
-    write_json(folder / "scheduler/scheduler_config.json", {"_class_name": name})
+    config = {"_class_name": name, "clip_sample": False}  # DDIM's default is to clip
+    write_json(folder / "scheduler/scheduler_config.json", config)
     found = record.schedule_record(open_checkpoint(folder))
     wanted = getattr(diffusers, name)().config
     compared = 0
@@ -68,6 +69,8 @@ def test_what_a_config_leaves_out_is_its_schedulers_default(
         ({"beta_start": "low"}, 'beta_start: got "low", wants a number'),
         ({"num_train_timesteps": 0}, "num_train_timesteps"),
         ({"timestep_spacing": "random"}, "timestep_spacing"),
+        ({"_class_name": "DDIMScheduler", "clip_sample": True}, "clip_sample is on"),
+        ({"_class_name": "UniPCMultistepScheduler", "thresholding": True}, "thresholding is on"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused(
