@@ -105,8 +105,8 @@ FORMS = 3
 
 def sample_wording(rng: np.random.Generator, omit: float = 0.07) -> Wording:
     """A random wording; each part is left out with probability `omit`."""
-    said = rng.random(4) >= omit
-    return Wording(*(bool(s) for s in said), form=int(rng.integers(FORMS)))
+    colour, size, place, background = (bool(s) for s in rng.random(4) >= omit)
+    return Wording(colour, size, place, background, int(rng.integers(FORMS)))
 
 
 def caption(scene: Scene, wording: Wording = FULL) -> str:

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffusion_rt.bench import machine
 from diffusion_rt.bench.shapes.captions import (
     FORMS,
     Kind,
@@ -189,25 +188,20 @@ def records(paint: Artist, count: int, full: bool, sheets: Path | None) -> list[
     measure("two objects", two, asks_two)
     if not full:
         return found
-    row = held_out_scenes("row", half)
+    few = max(count // 4, 4)
+    row = held_out_scenes("row", few)
     measure("counts", row, [ask_for(s, i) for i, s in enumerate(row)])
     for scale in (1.0, 2.0, 5.0):
-        measure(
-            f"one object guidance {scale:g}",
-            one[:half],
-            [replace(a, guidance_scale=scale) for a in asks_one[:half]],
-        )
-        measure(
-            f"two objects guidance {scale:g}",
-            two[half // 2 :][:half],
-            [replace(a, guidance_scale=scale) for a in asks_two[half // 2 :][:half]],
-        )
+        for name, scenes, asks in (("one object", one, asks_one), ("two objects", two, asks_two)):
+            at = slice(None, None, count // few)
+            chosen = [replace(a, guidance_scale=scale) for a in asks[at]]
+            measure(f"{name} guidance {scale:g}", scenes[at], chosen)
     for size in OTHERS:
-        scenes = held_out_scenes("single", half // 4, size)
-        scenes += held_out_scenes("relation", half // 4, size)
+        scenes = held_out_scenes("single", few // 2, size)
+        scenes += held_out_scenes("relation", few // 2, size)
         asks = [ask_for(s, i, size) for i, s in enumerate(scenes)]
         measure(f"bucket {size[1]}x{size[0]}", scenes, asks)
-    found += _negative(paint, half) + _sharp(paint, asks_one[:half])
+    found += _negative(paint, few) + _sharp(paint, asks_one[:few])
     return found
 
 
@@ -239,40 +233,16 @@ def _sharp(paint: Artist, asks: list[Ask]) -> list[dict[str, Any]]:
 
 def circumstances(folder: Path, artist: str) -> dict[str, Any]:
     """Where and with what a record was made."""
-    import importlib.metadata
-
-    names = ("numpy", "torch", "diffusers", "onnxruntime")
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    head, changed = machine.commit()
     return {
-        "bench": "shapes",
         "model": folder.name,
         "artist": artist,
-        "device": _processor(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": str(machine.this_cpu()),
+        "versions": machine.versions(),
+        "commit": head,
+        "changed": changed,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _processor() -> str:
-    """The processor's name as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def main() -> None:
@@ -292,6 +262,7 @@ def main() -> None:
         paint = runtime_artist(options.model, options.engine)
     found = records(paint, options.count, options.full, options.sheets)
     if options.record is not None:
+        options.record.parent.mkdir(parents=True, exist_ok=True)
         where = circumstances(options.model, options.artist)
         with options.record.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({**where, **record}) + "\n" for record in found)

@@ -9,6 +9,7 @@ from diffusion_rt.bench.shapes.captions import Scene, Size, Thing
 
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 Floats = NDArray[np.float64]
+Painted = tuple[str, float, tuple[int, int, int], float, float]  # shape, radius, colour, x, y
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 40),
@@ -80,7 +81,8 @@ def coverage(shape: str, radius: float, x: Floats, y: Floats) -> Floats:
         if ey:  # a ray to the right crosses this edge: the parity of crossings is the inside
             inside ^= ((ay > y) != (by > y)) & (px < ex * py / ey)
     distance = np.sqrt(nearest)
-    return np.clip(np.where(inside, distance, -distance) + 0.5, 0.0, 1.0)
+    covered: Floats = np.clip(np.where(inside, distance, -distance) + 0.5, 0.0, 1.0)
+    return covered
 
 
 def cell_centre(thing: Thing, size: Size) -> tuple[float, float]:
@@ -161,10 +163,10 @@ def _apart(centres: list[tuple[float, float]], reach: list[float]) -> bool:
 
 def paint(
     background: tuple[int, int, int],
-    things: list[tuple[str, float, tuple[int, int, int], float, float]],
+    things: list[Painted],
     size: Size,
 ) -> NDArray[np.float32]:
-    """Shapes (name, radius, colour, x, y) over a flat background: [height, width, 3] in 0..255."""
+    """Shapes over a flat background: [height, width, 3] in 0..255."""
     height, width = size
     image = np.empty((height, width, 3), dtype=np.float32)
     image[:] = background
@@ -184,7 +186,9 @@ def paint(
 def _resize(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """Box-average by `factor`, then enlarge back by linear interpolation."""
     height, width, _ = image.shape
-    small = image.reshape(height // factor, factor, width // factor, factor, 3).mean((1, 3))
+    small: NDArray[np.float32] = image.reshape(
+        height // factor, factor, width // factor, factor, 3
+    ).mean((1, 3))
     for axis, side in ((0, height), (1, width)):
         count = side // factor
         at = np.clip((np.arange(side) + 0.5) / factor - 0.5, 0, count - 1)

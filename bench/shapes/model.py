@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from diffusion_rt.bench.shapes import tokenizers
+from diffusion_rt.bench.shapes.captions import vocabulary
 from diffusion_rt.bench.shapes.tokenizers import BOS, EOS, MAX_LENGTH
 
 WIDTHS = (64, 128)  # of the two text encoders; cross attention sees both, side by side
@@ -25,9 +26,10 @@ POOLED = 128
 TIME_IDS = 32  # sinusoids for each of the six micro-conditioning numbers
 DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
+BETA_START, BETA_END = 0.00085, 0.012
 SCHEDULER = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
@@ -69,7 +71,7 @@ UNET = {
 
 def text_config(which: int) -> CLIPTextConfig:
     """The configuration of text encoder 1 or 2: their activations differ as SDXL's do."""
-    ids = tokenizers.vocabulary_ids(tokenizers.merges(tokenizers.vocabulary()))
+    ids = tokenizers.vocabulary_ids(tokenizers.merges(vocabulary()))
     width = WIDTHS[which - 1]
     return CLIPTextConfig(
         vocab_size=len(ids),

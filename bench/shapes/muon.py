@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every weight that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -61,7 +61,8 @@ class Muon(torch.optim.Optimizer):
 
 def divide(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters for Muon (hidden matrices) and for AdamW (first and last layers, vectors)."""
-    hidden, others = [], []
+    hidden: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         edge = any(word in name for word in ("conv_in", "conv_out", "quant_conv", "embed"))
         matrix = parameter.ndim >= 2 and not edge

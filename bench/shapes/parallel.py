@@ -56,7 +56,7 @@ class Exchange:
             self.progress[step % 2] = progress
         self.meet()
         torch.mean(buffer, dim=0, out=vector)
-        return self.progress[step % 2].item()
+        return float(self.progress[step % 2])
 
 
 def run(work: Callable[[int, Any, Exchange], None], settings: Any, size: int, workers: int) -> None:

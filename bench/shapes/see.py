@@ -173,7 +173,7 @@ def _placed(scene: Scene, seen: list[Seen], size: Size) -> bool:
         return sign * along > max(10.0, abs(aside))
     if scene.kind == "row":
         xs, ys = [s.x for s in seen], [s.y for s in seen]
-        return min(np.diff(xs)) > 10 and max(ys) - min(ys) < 12
+        return bool(min(np.diff(xs)) > 10) and max(ys) - min(ys) < 12
     return all(_cell(s, size) == t.cell for s, t in zip(seen, scene.things, strict=True))
 
 

@@ -36,9 +36,8 @@ class Settings:
 
 def alphas_cumprod() -> torch.Tensor:
     """The signal's share of the variance at each of the 1000 training timesteps."""
-    low, high = model.SCHEDULER["beta_start"], model.SCHEDULER["beta_end"]
-    betas = torch.linspace(low**0.5, high**0.5, 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, 0).float()
+    roots = torch.linspace(model.BETA_START**0.5, model.BETA_END**0.5, 1000, dtype=torch.float64)
+    return torch.cumprod(1 - roots**2, 0).float()
 
 
 def loss_weight(signal: torch.Tensor) -> torch.Tensor:
@@ -127,7 +126,8 @@ def step_loss(
     noisy = share.sqrt() * latents + (1 - share).sqrt() * noise
     output = unet(noisy, timesteps, context, added_cond_kwargs=added).sample
     error = (output - noise).square().mean((1, 2, 3))
-    return (loss_weight(signal[timesteps]) * error).mean()
+    loss: torch.Tensor = (loss_weight(signal[timesteps]) * error).mean()
+    return loss
 
 
 def pictures_at(settings: Settings, step: int) -> int:

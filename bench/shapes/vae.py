@@ -17,6 +17,7 @@ from diffusion_rt.bench.shapes.draw import (
     BACKDROP,
     PALETTE,
     RADIUS,
+    Painted,
     Pixels,
     View,
     draw,
@@ -28,14 +29,15 @@ from diffusion_rt.bench.shapes.parallel import Exchange
 
 def free_picture(rng: np.random.Generator, side: int) -> NDArray[np.float32]:
     """A square of any colours, shapes anywhere and of any size: for the VAE alone."""
-    colours = [tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in range(4)]
+    drawn = rng.integers(0, 256, (4, 3))
+    colours = [(int(r), int(g), int(b)) for r, g, b in drawn]
     named = list(PALETTE.values())
     for i in range(1, 4):
         if rng.random() < 0.6:
             colours[i] = named[int(rng.integers(len(named)))]
     if rng.random() < 0.6:
         colours[0] = list(BACKDROP.values())[int(rng.integers(len(BACKDROP)))]
-    things = []
+    things: list[Painted] = []
     for i in range(int(rng.integers(1, 3))):
         shape = SHAPES[int(rng.integers(len(SHAPES)))]
         usual = list(RADIUS.values())[int(rng.integers(3))]

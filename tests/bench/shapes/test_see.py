@@ -105,9 +105,9 @@ def test_shapes_are_known_though_blurred_and_noisy(seed: int, shape: str, size: 
     scene = Scene("gray", (Thing("yellow", shape, size, 4),))
     image = paint((128, 128, 128), [(shape, RADIUS[size], (250, 220, 30), 64, 64)], SQUARE)
     for axis in (0, 1):
-        image = (np.roll(image, 1, axis) + image + np.roll(image, -1, axis)) / 3
-    image = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
-    assert judge(scene, see(image))["all"]
+        image = (np.roll(image, 1, axis) + image + np.roll(image, -1, axis)) / np.float32(3)
+    pixels = np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+    assert judge(scene, see(pixels))["all"]
 
 
 def test_blobs_are_the_connected_parts() -> None:
