@@ -97,7 +97,6 @@ def test_a_traceback_is_shown_to_those_who_ask(
         (["genrate"], "'genrate' is no command of diffusion-rt; did you mean generate?"),
         (["\x1b[2J"], r"'\x1b[2J' is no command of diffusion-rt; one of generate, export"),
         (["build", "model"], "build is not in this release; there are generate, export"),
-        (["bench"], "bench is not in this release"),
     ],
 )
 def test_an_unknown_command_names_the_nearest(

@@ -1,0 +1,153 @@
+"""The flags of the benchmarks, as data, and the command line that a record keeps of them."""
+
+import argparse
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion_rt.command import Parser, shortened
+from diffusion_rt.engines.errors import BadInput
+
+PEERS = ("diffusers", "compile")
+RESULTS = Path(__file__).resolve().parent / "results"  # there in a checkout
+LONGEST = 300  # characters of a command in a record
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How one flag is read, what its value is called, what it means and what it is if left out."""
+
+    read: Callable[[str], Any]
+    value: str
+    help: str
+    default: Any = None
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Reads a whole number between these."""
+
+    def read(text: str) -> int:
+        value = int(text) if text.isdecimal() and len(text) < 20 else least - 1
+        if not least <= value <= most:
+            raise _wrong(text, f"no whole number from {least} to {most}")
+        return value
+
+    return read
+
+
+def several(read: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """Reads values with commas between them."""
+    return lambda text: [read(part.strip()) for part in text.split(",")]
+
+
+def size(text: str) -> tuple[int, int]:
+    """Reads a width and a height in pixels."""
+    parts = text.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise _wrong(text, "no size; write WIDTHxHEIGHT, such as 128x128")
+    return int(parts[0]), int(parts[1])
+
+
+def scale(text: str) -> float:
+    """Reads a guidance scale."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise _wrong(text, "no number from 0 to 100")
+    return value
+
+
+def peer(text: str) -> str:
+    """Reads the name of a peer."""
+    if text not in PEERS:
+        raise _wrong(text, f"no peer; of {', '.join(PEERS)}")
+    return text
+
+
+def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{shortened(text)!r} is {what}")
+
+
+MODEL = "default: the model's own"
+FLAGS = {
+    "model": Flag(Path, "DIR", "an exported model; default: the one shipped"),
+    "against": Flag(
+        several(peer),
+        "NAMES",
+        f"of {', '.join(PEERS)}; compile needs g++ and minutes; default: diffusers",
+        ["diffusers"],
+    ),
+    "sizes": Flag(several(size), "WIDTHxHEIGHT,…", MODEL),
+    "batches": Flag(several(whole(1, 1000)), "N,…", "numbers of images; default: 1", [1]),
+    "steps": Flag(several(whole(1, 1000)), "N,…", MODEL),
+    "samplers": Flag(several(str), "NAME,…", MODEL),
+    "guidance-scale": Flag(scale, "SCALE", f"1 is off; {MODEL}"),
+    "prompt": Flag(str, "TEXT", "default: one about two shapes"),
+    "seed": Flag(whole(0, 2**32 - 1), "SEED", "default: 7", 7),
+    "engine": Flag(
+        str, "NAME", "of ours; null computes nothing, which leaves our own time; default: ort"
+    ),
+    "repeats": Flag(whole(1, 100_000), "N", "timed runs of each contender; default: 10", 10),
+    "warm-up": Flag(whole(0, 100_000), "N", "runs before these, not timed; default: 2", 2),
+    "threads": Flag(
+        whole(1, 1024),
+        "N",
+        "of ONNX Runtime and of torch; default: all cores",
+        len(os.sched_getaffinity(0)),
+    ),
+}
+UNTOLD = ("model", "output", "keep")  # paths; of the model the name is told
+
+
+def parser_of(benchmark: str, description: str, names: Iterable[str]) -> Parser:
+    """A parser of these flags, and of where the records lie."""
+    parser = Parser(
+        prog=f"diffusion-rt bench {benchmark}",
+        usage=f"diffusion-rt bench {benchmark} [flags]",
+        description=description,
+    )
+    for name in names:
+        flag = FLAGS[name]
+        parser.add_argument(
+            f"--{name}", type=flag.read, metavar=flag.value, help=flag.help, default=flag.default
+        )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        default=RESULTS if RESULTS.is_dir() else Path(),
+        help="the folder of records; default: bench/results of a checkout, else this one",
+    )
+    return parser
+
+
+def command_of(benchmark: str, found: argparse.Namespace, model: str | None) -> str:
+    """The command as anybody can type it: of paths none, of the model the name if it was given.
+
+    Raises BadInput where it is too long to be kept.
+    """
+    words = ["diffusion-rt", "bench", benchmark]
+    if model is not None:
+        words += ["--model", model]
+    for name, value in vars(found).items():
+        if name in UNTOLD or value is None or value is False or value == []:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        text = "" if value is True else _spelt(value)
+        words += [f"{flag}={text}"] if text[:1] == "-" else [flag, text] if text else [flag]
+    command = shlex.join(words)
+    if len(command) > LONGEST:
+        raise BadInput(f"the command is longer than {LONGEST} characters; make several of it")
+    return command
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_spelt, value))
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

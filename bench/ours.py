@@ -1,0 +1,111 @@
+"""Ourselves as a contender: the pipeline, with a watch on every engine."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_rt.bench.case import Case
+from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
+from diffusion_rt.engines.choose import open_backend
+from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.protocol import Backend, Buffers, Engine
+from diffusion_rt.engines.spec import Precision, TensorSpec
+from diffusion_rt.runtime.pipeline import Pipeline
+
+# ONNX graph -> the measure that its runs count for.
+GRAPHS = {
+    "text_encoder": "text",
+    "text_encoder_2": "text",
+    "unet_prompt": "prompt",
+    "unet_timestep": "timestep",
+    "unet_step": "evaluation",
+    "vae_decoder": "decode",
+}
+
+
+class Ours:
+    """`Pipeline.generate`, warm: engines stay open from one case to the next."""
+
+    name = "diffusion-rt"
+
+    def __init__(
+        self, *, model: Path, threads: int, engine: str = "ort", clock: Clock = time.perf_counter
+    ) -> None:
+        """Open the model. Raises BadInput where that cannot be."""
+        folder = open_model(model)
+        self._backend = TimedBackend(open_backend(folder, engine, threads=threads))
+        self._pipeline = Pipeline(folder, self._backend)
+        self._clock = clock
+
+    def run(self, case: Case) -> Outcome:
+        """Draw the pictures of the case."""
+        watch = self._backend.watch = Watch(self._clock)
+
+        def report(stage: str, done: int, total: int) -> None:
+            # The mark before the first evaluation would only begin a lap; see `Watch.result`.
+            if stage == "denoise" and done:
+                watch.mark("step")
+
+        with watch("picture"):
+            result = self._pipeline.generate(case.request, progress=report)
+        pixels = np.stack([np.asarray(image) for image in result.images])
+        return Outcome({"latents": result.latents, "pixels": pixels}, watch.result())
+
+    def peak_rss(self) -> int | None:
+        """The most memory that this process ever held, in bytes."""
+        return own_peak_rss()
+
+    def close(self) -> None:
+        """Close every engine."""
+        self._pipeline.close()
+
+
+class TimedBackend:
+    """A backend whose engines tell `watch` how long they ran."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Watch every engine that `backend` loads."""
+        self.watch = Watch()
+        self._backend = backend
+
+    @property
+    def name(self) -> str:
+        """That of the backend."""
+        return self._backend.name
+
+    def load(self, graph: str, precision: Precision | None = None) -> Engine:
+        """An engine of the backend, watched."""
+        return TimedEngine(self._backend.load(graph, precision), GRAPHS[graph], self)
+
+
+class TimedEngine:
+    """An engine, and a lap of the watch for each run."""
+
+    def __init__(self, engine: Engine, measure: str, backend: TimedBackend) -> None:
+        """Count the runs of `engine` for `measure`."""
+        self._engine, self._measure, self._backend = engine, measure, backend
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """Those of the engine."""
+        return self._engine.inputs
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Those of the engine."""
+        return self._engine.outputs
+
+    def bind(self, buffers: Buffers) -> None:
+        """Bind the engine."""
+        self._engine.bind(buffers)
+
+    def enqueue(self, stream: int | None = None) -> None:
+        """Run the engine, and take the time."""
+        with self._backend.watch(self._measure):
+            self._engine.enqueue(stream)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()

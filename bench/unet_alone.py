@@ -1,0 +1,142 @@
+"""The UNet alone as a contender, for models of which a whole pipeline fills the memory.
+
+Both sides get the same random latents, context, pooled text and sizes, and give one prediction.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_rt.bench.case import Case
+from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
+from diffusion_rt.engines.choose import open_backend
+from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.runtime.conditioning import Conditioning
+from diffusion_rt.runtime.unet import Unet
+
+TIMESTEP = 601.0
+TOKENS = 77
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What one evaluation reads."""
+
+    latents: NDArray[np.float32]  # [images, 4, h, w]
+    conditioning: Conditioning  # of one row, or of two with guidance
+
+    @classmethod
+    def of(cls, case: Case, *, context: int, pooled: int) -> "Inputs":
+        """Drawn from the seed of the case, for a UNet with these widths."""
+        draw = np.random.default_rng(case.seed)
+        rows = 2 if case.guidance_scale > 1 else 1
+        shape = (case.images, 4, case.height // 8, case.width // 8)
+        size = (case.height, case.width)
+        return cls(
+            draw.standard_normal(shape, np.float32),
+            Conditioning(
+                context=draw.standard_normal((rows, TOKENS, context), np.float32),
+                text_embeds=draw.standard_normal((rows, pooled), np.float32),
+                time_ids=np.array([[*size, 0, 0, *size]] * rows, np.float32),
+            ),
+        )
+
+
+class OurUnet:
+    """The UNet in its three parts; one step is timed, what is constant is computed before."""
+
+    name = "diffusion-rt"
+
+    def __init__(
+        self, *, model: Path, threads: int, engine: str = "ort", clock: Clock = time.perf_counter
+    ) -> None:
+        """Open the three graphs."""
+        backend = open_backend(open_model(model), engine, threads=threads)
+        self._engines = [backend.load(f"unet_{part}") for part in ("prompt", "timestep", "step")]
+        self._unet = Unet(*self._engines)
+        self._clock = clock
+        self._prepared: tuple[Case, Inputs] | None = None
+
+    def run(self, case: Case) -> Outcome:
+        """Evaluate the UNet once."""
+        if self._prepared is None or self._prepared[0] != case:
+            widths = {spec: self._engines[0].inputs[spec].shape[-1] for spec in _WIDTHS}
+            context, pooled = (int(widths[name]) for name in _WIDTHS)
+            inputs = Inputs.of(case, context=context, pooled=pooled)
+            shape = inputs.latents.shape
+            timesteps = np.array([TIMESTEP], np.float32)
+            self._unet.prepare(
+                inputs.conditioning, timesteps, shape[0], (shape[1], shape[2], shape[3])
+            )
+            self._prepared = case, inputs
+        watch = Watch(self._clock)
+        with watch("evaluation"):
+            prediction = self._unet.predict(0, self._prepared[1].latents, 1.0)
+        return Outcome({"predictions": prediction.copy()}, watch.result())
+
+    def peak_rss(self) -> int | None:
+        """The most memory that this process ever held, in bytes."""
+        return own_peak_rss()
+
+    def close(self) -> None:
+        """Close the graphs."""
+        for engine in self._engines:
+            engine.close()
+
+
+class DiffusersUnet:
+    """`UNet2DConditionModel` in float32, eager."""
+
+    name = "diffusers"
+
+    def __init__(self, *, model: Path, threads: int, clock: Clock = time.perf_counter) -> None:
+        """Load the network."""
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        torch.set_num_threads(threads)
+        self._unet: Any = UNet2DConditionModel.from_pretrained(
+            model / "unet", torch_dtype=torch.float32, local_files_only=True
+        )
+        self._clock = clock
+
+    def run(self, case: Case) -> Outcome:
+        """Evaluate the UNet once."""
+        import torch
+
+        config = self._unet.config
+        times = 6 * config.addition_time_embed_dim
+        inputs = Inputs.of(
+            case,
+            context=config.cross_attention_dim,
+            pooled=config.projection_class_embeddings_input_dim - times,
+        )
+        given = inputs.conditioning
+        rows = len(given.context)
+        latents = torch.from_numpy(np.tile(inputs.latents, (rows, 1, 1, 1)))
+        context, pooled, sizes = (
+            torch.from_numpy(np.repeat(values, case.images, axis=0))
+            for values in (given.context, given.text_embeds, given.time_ids)
+        )
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        watch = Watch(self._clock)
+        with torch.no_grad(), watch("evaluation"):
+            prediction = self._unet(
+                latents, TIMESTEP, encoder_hidden_states=context, added_cond_kwargs=added
+            ).sample
+        return Outcome({"predictions": prediction.numpy()}, watch.result())
+
+    def peak_rss(self) -> int | None:
+        """The most memory that this process ever held, in bytes."""
+        return own_peak_rss()
+
+    def close(self) -> None:
+        """Let go of the network."""
+        self._unet = None
+
+
+_WIDTHS = ("context", "text_embeds")
