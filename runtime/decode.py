@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.errors import Fault
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import FLOAT, Engine
+from diffusion_rt.runtime.signature import check_names
 
 Array = NDArray[np.float32]
 
@@ -77,6 +78,7 @@ class Decoder:
     def _run(self, z: Array) -> NDArray[np.floating]:
         if self._engine is None:
             self._engine = self._load(self._guarded)
+            check_names("vae_decoder", self._engine, inputs={"latent"}, outputs={"image"})
         height, width = z.shape[2:]
         if self._bound != (height, width):
             self._input = np.zeros(z.shape, FLOAT[self._engine.inputs["latent"].dtype])

@@ -1,17 +1,24 @@
-"""How much memory a request needs, how much there is, and how the request is cut to fit."""
+"""What memory a model and a request need, what there is, and how a request is cut to fit."""
 
+from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from math import prod
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.manifest import Manifest, UnetRecord, VaeRecord
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.safetensors_file import StoredTensor, read_table
 
 Tiling = Literal["auto", "on", "off"]
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 SPARE = 0.9  # of what is available is planned with; the rest is for everything not reckoned here
+LOADING = 0.4  # of a graph's weights are held a second time while it loads
+MAPPED = 1 << 30  # bytes of a weights file, from which on float32 matrices stay in the file
+SMALLEST_TILE = 16  # latent pixels a side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,28 +30,82 @@ class Fit:
     tile: int | None  # side of a VAE tile in latent pixels; None decodes in one pass
 
 
+def budget(folder: ModelFolder) -> int | None:
+    """Bytes that are left for activations once every graph is loaded; None where nobody knows.
+
+    Raises BadInput where there is no room for the weights.
+    """
+    free = available()
+    if free is None:
+        return None
+    weights = weight_bytes(folder)
+    held, loading = sum(weights.values()), int(LOADING * max(weights.values(), default=0))
+    left = int(free * SPARE) - held
+    if left < loading:
+        raise BadInput(
+            f"{folder.manifest.name} needs about {_gigabytes(held + loading)} of memory to load "
+            f"its weights as float32 and {_gigabytes(free)} is free; "
+            "close other programs, or use a machine with more"
+        )
+    return left
+
+
+def weight_bytes(folder: ModelFolder) -> dict[str, int]:
+    """Bytes of float32 copies that ONNX Runtime makes of the weights, by part of the model.
+
+    All but the matrices of large float32 files: those are read where they lie in the file, whose
+    pages the system can drop. Its VAE's encoder is counted too, though it is not loaded.
+    """
+    found: Counter[str] = Counter()
+    for name, record in folder.manifest.files.items():
+        if name.endswith(".safetensors"):
+            tensors = read_table(folder.path / name, follow_links=False).tensors.values()
+            copied = [t for t in tensors if record.size < MAPPED or _is_copied(t)]
+            found[PurePosixPath(name).parts[0]] += sum(4 * prod(t.shape) for t in copied)
+    return dict(found)
+
+
 def fit(
-    manifest: Manifest, *, width: int, height: int, rows: int, images: int, tiling: Tiling
+    manifest: Manifest,
+    *,
+    width: int,
+    height: int,
+    rows: int,
+    images: int,
+    tiling: Tiling,
+    room: int | None,
 ) -> Fit:
     """Choose the group and the tile; sizes in pixels, `rows` of the UNet for each image.
 
-    Raises BadInput where not even one image fits, or the size is none the model takes.
+    `room` is how many bytes the activations may take, None for as many as they like. Those of the
+    UNet and of the decoder are reckoned together: ONNX Runtime gives none back in between. Raises
+    BadInput where not even one image fits, or the size is none the model takes.
     """
     if tiling not in get_args(Tiling):
         raise BadInput(f"vae-tiling {shown(tiling)} is unknown; one of auto, on, off")
     vae = manifest.vae
+    for name, side in (("width", width), ("height", height)):
+        if side % vae.factor:
+            nearest = max(side // vae.factor, 1) * vae.factor
+            raise BadInput(
+                f"{name}={side} is no multiple of {vae.factor}, as this model wants; try {nearest}"
+            )
     shape = (vae.channels, height // vae.factor, width // vae.factor)
-    room = available()
-    budget = None if room is None else int(room * SPARE)
     one = unet_bytes(manifest.unet, rows, *shape[1:])
-    group = images if budget is None else min(images, budget // max(one, 1))
-    if group == 0:
+    tile = _tile(manifest, shape, tiling, None if room is None else room - one)
+    if room is None:
+        return Fit(latent_shape=shape, group=images, tile=tile)
+    decoder = decoder_bytes(vae, *(min(side, tile or side) for side in shape[1:]))
+    group = min(images, (room - decoder) // max(one, 1))
+    if group <= 0:
         raise BadInput(
             f"a picture of {width}x{height} needs about {_gigabytes(one)} to denoise and "
-            f"{_gigabytes(room or 0)} is free; try a smaller size"
+            f"{_gigabytes(decoder)} to decode, and {_gigabytes(max(room, 0))} is free; "
+            "try a smaller size"
             + (" or --guidance-scale 1, which needs half" if rows == 2 else "")
+            + (" or --vae-tiling auto" if tiling == "off" else "")
         )
-    return Fit(latent_shape=shape, group=group, tile=_tile(manifest, shape, tiling, budget))
+    return Fit(latent_shape=shape, group=group, tile=tile)
 
 
 def available() -> int | None:
@@ -81,19 +142,24 @@ def decoder_bytes(vae: VaeRecord, height: int, width: int) -> int:
     return 4 * (middle + maps)
 
 
+def _is_copied(tensor: StoredTensor) -> bool:
+    """Whether a float32 copy is made of it: types are cast, kernels of convolutions reordered."""
+    return tensor.dtype != "F32" or len(tensor.shape) == 4
+
+
 def _tile(
-    manifest: Manifest, shape: tuple[int, int, int], tiling: Tiling, budget: int | None
+    manifest: Manifest, shape: tuple[int, int, int], tiling: Tiling, room: int | None
 ) -> int | None:
-    _, height, width = shape
-    if tiling == "off" or (tiling == "auto" and budget is None):
+    """The side of a tile that fits in `room`, or the smallest there is."""
+    if tiling == "off" or (tiling == "auto" and room is None):
         return None
     vae = manifest.vae
-    if tiling == "auto" and decoder_bytes(vae, height, width) <= (budget or 0):
+    if tiling == "auto" and room is not None and decoder_bytes(vae, *shape[1:]) <= room:
         return None
     tile = max(manifest.defaults.width, manifest.defaults.height) // vae.factor
-    while budget is not None and tile > 16 and decoder_bytes(vae, tile, tile) > budget:
+    while room is not None and tile > SMALLEST_TILE and decoder_bytes(vae, tile, tile) > room:
         tile //= 2
-    return tile
+    return max(tile, SMALLEST_TILE)
 
 
 def _meminfo() -> int | None:

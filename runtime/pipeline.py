@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_rt.engines.choose import open_backend
+from diffusion_rt.engines.errors import OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.runtime.conditioning import Conditioner, Conditioning
 from diffusion_rt.runtime.decode import Decoder, to_pixels
 from diffusion_rt.runtime.denoise import Guidance, denoise
-from diffusion_rt.runtime.memory import Fit, Tiling, fit
+from diffusion_rt.runtime.memory import Fit, Tiling, budget, fit
 from diffusion_rt.runtime.noise import make_noise
 from diffusion_rt.runtime.picture import describe
 from diffusion_rt.runtime.plan import Plan
@@ -59,11 +60,23 @@ class Job:
 class Pipeline:
     """A model folder opened on one engine. One request at a time; other threads wait."""
 
-    def __init__(self, folder: ModelFolder, backend: Backend, *, tiling: Tiling = "auto") -> None:
-        """Engines are opened when first needed and kept until `close`."""
+    def __init__(
+        self,
+        folder: ModelFolder,
+        backend: Backend,
+        *,
+        tiling: Tiling = "auto",
+        room: int | None = None,
+    ) -> None:
+        """Engines are opened when first needed and kept until `close`.
+
+        `room` is how many bytes activations may take (see `memory.budget`), None for no limit. It
+        holds as long as the pipeline, so that a request is always cut in the same way.
+        """
         self.folder = folder
         self.backend = backend
         self._tiling = tiling
+        self._room = room
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._conditioner: Conditioner | None = None
@@ -84,11 +97,12 @@ class Pipeline:
         `engine` is `auto`, `ort`, `trt` or `native`; `provider` is ONNX Runtime's device, `cpu` or
         `cuda`. `tiling` says whether the VAE decodes in tiles (`on`, `off`); `auto` does where one
         pass would not fit the memory there is. Raises BadInput where folder or engine cannot be
-        used.
+        used, and where memory cannot hold the weights.
         """
         folder = open_model(SHIPPED if model is None else Path(model))
         backend = open_backend(folder, engine, threads=threads, provider=provider)
-        return cls(folder, backend, tiling=tiling)
+        room = None if provider == "cuda" else budget(folder)  # the host's memory, not a GPU's
+        return cls(folder, backend, tiling=tiling, room=room)
 
     def generate(self, request: Request, *, progress: Progress | None = None) -> Result:
         """Draw the pictures of one request.
@@ -115,7 +129,21 @@ class Pipeline:
         sampler = sampler_name(request.sampler or manifest.schedule.scheduler)
         seeds = tuple(request.seeds(first=secrets.randbelow(2**32)))
         guidance = Guidance(scale, request.guidance_rescale)
-        sigmas = request.sigmas
+        levels = request.sigmas if isinstance(request.sigmas, tuple) else None
+        plan = make_plan(
+            manifest.schedule,
+            sampler=sampler,
+            steps=steps,
+            spacing=request.spacing,
+            sigmas=request.sigmas if isinstance(request.sigmas, str) else None,
+            custom_sigmas=levels,
+            timesteps=request.timesteps,
+            eta=request.eta,
+        )
+        if levels is not None:  # lists count instead of steps
+            steps = len(levels) - 1
+        elif request.timesteps is not None:
+            steps = len(request.timesteps)
         return Job(
             request=replace(
                 request,
@@ -127,16 +155,7 @@ class Pipeline:
                 seed=seeds,
             ),
             seeds=seeds,
-            plan=make_plan(
-                manifest.schedule,
-                sampler=sampler,
-                steps=steps,
-                spacing=request.spacing,
-                sigmas=sigmas if isinstance(sigmas, str) else None,
-                custom_sigmas=sigmas if isinstance(sigmas, tuple) else None,
-                timesteps=request.timesteps,
-                eta=request.eta,
-            ),
+            plan=plan,
             guidance=guidance,
             room=fit(
                 manifest,
@@ -145,6 +164,7 @@ class Pipeline:
                 rows=guidance.rows,
                 images=len(seeds),
                 tiling=self._tiling,
+                room=self._room,
             ),
         )
 
@@ -195,22 +215,31 @@ class Pipeline:
         return self._conditioner(job.request, guided=job.guidance.rows == 2)
 
     def _denoise(self, job: Job, conditioning: Conditioning, progress: Progress) -> Latents:
-        """Latents [images, c, h, w], in groups of as many images as there is room for."""
-        shape, size = job.room.latent_shape, job.room.group
-        groups = [job.seeds[i : i + size] for i in range(0, len(job.seeds), size)]
-        total = len(job.plan.steps) * len(groups)
+        """Latents [images, c, h, w], in groups of as many images as there is room for.
+
+        An engine that runs out of memory all the same gets groups of half the size.
+        """
         unet = Unet(*(self._engine(f"unet_{part}") for part in ("prompt", "timestep", "step")))
-        latents = []
-        for index, seeds in enumerate(groups):
-            before = len(job.plan.steps) * index
+        seeds, size = job.seeds, job.room.group
+        done: list[Latents] = []
+        while seeds:
+            groups = len(done) + -(-len(seeds) // size)
 
-            def report(done: int, _: int, before: int = before) -> None:
-                progress("denoise", before + done, total)
+            def report(evaluation: int, evaluations: int, groups: int = groups) -> None:
+                progress("denoise", len(done) * evaluations + evaluation, groups * evaluations)
 
-            noise = [make_noise(job.request.rng, seed) for seed in seeds]
-            unet.prepare(conditioning, job.plan.timesteps, len(seeds), shape)
-            latents.append(denoise(unet, job.plan, noise, shape, job.guidance, report))
-        return np.concatenate(latents)
+            noise = [make_noise(job.request.rng, seed) for seed in seeds[:size]]
+            shape = job.room.latent_shape
+            try:
+                unet.prepare(conditioning, job.plan.timesteps, len(noise), shape)
+                done.append(denoise(unet, job.plan, noise, shape, job.guidance, report))
+            except OutOfMemory:
+                if len(noise) == 1:
+                    raise
+                size = -(-len(noise) // 2)
+                continue
+            seeds = seeds[size:]
+        return np.concatenate(done)
 
     def _decode(self, latents: Latents, room: Fit, progress: Progress) -> list[Image.Image]:
         images = []

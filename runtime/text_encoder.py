@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from diffusion_rt.engines.errors import BadInput, Fault
 from diffusion_rt.engines.manifest import TextEncoderRecord
 from diffusion_rt.engines.protocol import Engine
 from diffusion_rt.runtime.prompt import Chunk, chunks, empty_chunk, literal, parse
+from diffusion_rt.runtime.signature import check_names, output_buffers
 from diffusion_rt.runtime.tokens import Tokenizer
 
 Array = NDArray[np.float32]
@@ -71,14 +71,11 @@ class TextEncoder:
         record, engine = self.record, self._load(self.record.graph)
         ids = np.array(group, np.int64)  # [batch, tokens]
         sizes = {"batch": len(group), "tokens": record.max_length}
-        outputs: dict[str, NDArray[Any]] = {
-            name: np.zeros(spec.resolve(sizes), spec.dtype) for name, spec in engine.outputs.items()
-        }
+        names = {"hidden_states", "text_embeds"} if record.pooled else {"hidden_states"}
+        check_names(record.graph, engine, inputs={"input_ids"}, outputs=names)
+        outputs = output_buffers(record.graph, engine, sizes)
         hidden = outputs["hidden_states"]
-        if (
-            hidden.shape != (record.layers + 1, *ids.shape, record.width)
-            or ("text_embeds" in outputs) != record.pooled
-        ):
+        if hidden.shape != (record.layers + 1, *ids.shape, record.width):
             raise BadInput(
                 f"{record.graph} does not give what the manifest says of it "
                 f"({record.layers} layers of {record.width}); export the model again"

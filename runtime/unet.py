@@ -1,16 +1,18 @@
 """The three parts of the UNet, put together for one request: what is constant runs once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_rt.engines.protocol import FLOAT, Engine
-from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.runtime.conditioning import Conditioning
+from diffusion_rt.runtime.signature import check_names, output_buffers
 
 Array = NDArray[np.float32]
+
+PROMPT = frozenset({"context", "text_embeds", "time_ids"})
 
 
 class Unet:
@@ -21,6 +23,14 @@ class Unet:
     """
 
     def __init__(self, prompt: Engine, timestep: Engine, step: Engine) -> None:
+        """Raises BadInput where the three do not fit together."""
+        constant = (prompt.outputs.keys() | timestep.outputs.keys()) - {"added"}
+        for name, engine, inputs, outputs in (
+            ("unet_prompt", prompt, PROMPT, prompt.outputs.keys() | {"added"}),
+            ("unet_timestep", timestep, {"timestep", "added"}, timestep.outputs.keys()),
+            ("unet_step", step, constant | {"latent"}, {"prediction"}),
+        ):
+            check_names(name, engine, inputs=inputs, outputs=outputs)
         self._prompt, self._timestep, self._step = prompt, timestep, step
         self._buffers: dict[str, NDArray[Any]] = {}
         self._projections: dict[str, NDArray[Any]] = {}
@@ -73,7 +83,7 @@ class Unet:
             "text_embeds": conditioning.text_embeds,
             "time_ids": conditioning.time_ids,
         }
-        return run_once(self._prompt, feeds, {"batch": rows, "tokens": tokens})
+        return run_once("unet_prompt", self._prompt, feeds, {"batch": rows, "tokens": tokens})
 
     def _run_timestep(
         self, timesteps: NDArray[np.float32], added: NDArray[Any]
@@ -81,28 +91,20 @@ class Unet:
         """One table [n, rows, channels] for each resnet."""
         count, rows = len(timesteps), len(added)
         feeds = {"timestep": np.repeat(timesteps, rows), "added": np.tile(added, (count, 1))}
-        outputs = run_once(self._timestep, feeds, {"n": count * rows, "batch": count * rows})
+        sizes = {"n": count * rows, "batch": count * rows}
+        outputs = run_once("unet_timestep", self._timestep, feeds, sizes)
         return {name: table.reshape(count, rows, -1) for name, table in outputs.items()}
 
 
 def run_once(
-    engine: Engine, feeds: dict[str, NDArray[Any]], sizes: dict[str, int]
+    graph: str, engine: Engine, feeds: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]
 ) -> dict[str, NDArray[Any]]:
     """Run an engine on fresh buffers; `sizes` gives every symbol of its outputs' shapes."""
     buffers = {
         name: np.ascontiguousarray(value, FLOAT.get(engine.inputs[name].dtype))
         for name, value in feeds.items()
     }
-    outputs = {spec.name: empty(spec, sizes) for spec in _specs(engine)}
+    outputs = output_buffers(graph, engine, sizes)
     engine.bind(buffers | outputs)
     engine.enqueue()
     return outputs
-
-
-def empty(spec: TensorSpec, sizes: dict[str, int]) -> NDArray[Any]:
-    """A buffer for one output."""
-    return np.zeros(spec.resolve(sizes), spec.dtype)
-
-
-def _specs(engine: Engine) -> Sequence[TensorSpec]:
-    return list(engine.outputs.values())

@@ -1,13 +1,30 @@
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.manifest import Defaults, Manifest, UnetRecord, VaeRecord
+from diffusion_rt.engines.manifest import Defaults, FileRecord, Manifest, UnetRecord, VaeRecord
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.runtime import memory
-from diffusion_rt.runtime.memory import Fit, decoder_bytes, fit, unet_bytes
-from support.model_folders import manifest_of
+from diffusion_rt.runtime.memory import (
+    Fit,
+    Tiling,
+    budget,
+    decoder_bytes,
+    fit,
+    unet_bytes,
+    weight_bytes,
+)
+from support.model_folders import WEIGHTS, WIDTHS, make_model_folder, manifest_of
 
 SDXL_UNET = UnetRecord(in_channels=4, channels=(320, 640, 1280), heads=(0, 10, 20))
 SDXL_VAE = VaeRecord(
@@ -29,10 +46,7 @@ def sdxl(tmp_path: Path) -> Manifest:
     return manifest_of(tmp_path, {}, unet=SDXL_UNET, vae=SDXL_VAE, defaults=defaults)
 
 
-def fitted(
-    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, free: int | None, **args: Any
-) -> Fit:
-    monkeypatch.setattr(memory, "available", lambda: free)
+def fitted(manifest: Manifest, room: int | None, **args: Any) -> Fit:
     asked: dict[str, Any] = {
         "width": 1024,
         "height": 1024,
@@ -40,7 +54,11 @@ def fitted(
         "images": 4,
         "tiling": "auto",
     } | args
-    return fit(manifest, **asked)
+    return fit(manifest, **asked, room=room)
+
+
+ONE = unet_bytes(SDXL_UNET, 2, 128, 128)
+WHOLE = decoder_bytes(SDXL_VAE, 128, 128)
 
 
 def test_attention_scores_are_the_first_to_fill_the_memory() -> None:
@@ -50,39 +68,137 @@ def test_attention_scores_are_the_first_to_fill_the_memory() -> None:
     assert decoder_bytes(SDXL_VAE, 128, 128) > 16384**2 * 4
 
 
-def test_with_room_all_images_go_together_in_one_pass(
-    sdxl: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_room_all_images_go_together_in_one_pass(sdxl: Manifest) -> None:
     wanted = Fit(latent_shape=(4, 128, 128), group=4, tile=None)
-    assert fitted(sdxl, monkeypatch, 10**12) == wanted
-    assert fitted(sdxl, monkeypatch, None) == wanted
+    assert fitted(sdxl, 10**12) == wanted
+    assert fitted(sdxl, None) == wanted
 
 
-def test_images_are_grouped_by_what_fits(sdxl: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = unet_bytes(SDXL_UNET, 2, 128, 128)
-    assert fitted(sdxl, monkeypatch, int(one * 3.5)).group == 3
-    assert fitted(sdxl, monkeypatch, int(one * 1.2)).group == 1
-
-
-def test_what_cannot_fit_is_refused_with_the_way_out(
-    sdxl: Manifest, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("images", "group"), [(3.5, 3), (1.2, 1), (9, 4)])
+def test_images_are_grouped_by_what_fits_beside_the_decoder(
+    sdxl: Manifest, images: float, group: int
 ) -> None:
+    assert fitted(sdxl, int(ONE * images) + WHOLE).group == group
+
+
+def test_what_cannot_fit_is_refused_with_the_way_out(sdxl: Manifest) -> None:
     with pytest.raises(BadInput, match=r"4096x4096 needs .* GB .*--guidance-scale 1"):
-        fitted(sdxl, monkeypatch, 10**10, width=4096, height=4096)
+        fitted(sdxl, 10**10, width=4096, height=4096)
     with pytest.raises(BadInput, match=r"try a smaller size$"):
-        fitted(sdxl, monkeypatch, 10**8, rows=1)
+        fitted(sdxl, 10**8, rows=1)
+    with pytest.raises(BadInput, match=r"or --vae-tiling auto$"):
+        fitted(sdxl, ONE + WHOLE // 2, tiling="off")
 
 
-def test_a_decode_that_cannot_fit_goes_by_tiles(
-    sdxl: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = decoder_bytes(SDXL_VAE, 128, 128) * 2
-    assert fitted(sdxl, monkeypatch, free, rows=1).tile is None
-    assert fitted(sdxl, monkeypatch, 27 * 10**9, width=2048, height=2048, rows=1).tile == 128
-    assert fitted(sdxl, monkeypatch, 10**12, tiling="on").tile == 128
-    assert fitted(sdxl, monkeypatch, free, tiling="off").tile is None
+@given(
+    room=st.integers(0, 10**11),
+    width=st.integers(1, 300).map(lambda n: 8 * n),
+    height=st.integers(1, 300).map(lambda n: 8 * n),
+    rows=st.sampled_from([1, 2]),
+    images=st.integers(1, 9),
+    tiling=st.sampled_from(["auto", "on", "off"]),
+)
+def test_what_is_planned_fits(room: int, tiling: Tiling, images: int, **sizes: int) -> None:
+    manifest = SimpleNamespace(
+        unet=SDXL_UNET, vae=SDXL_VAE, defaults=SimpleNamespace(width=1024, height=1024)
+    )
+    try:
+        found = fit(cast(Manifest, manifest), room=room, images=images, tiling=tiling, **sizes)
+    except BadInput:
+        return
+    _, height, width = found.latent_shape
+    tile = found.tile or max(height, width)
+    unet = found.group * unet_bytes(SDXL_UNET, sizes["rows"], height, width)
+    assert unet + decoder_bytes(SDXL_VAE, min(height, tile), min(width, tile)) <= room
+    assert 1 <= found.group <= images
+
+
+def test_a_decode_that_cannot_fit_goes_by_tiles(sdxl: Manifest) -> None:
+    assert fitted(sdxl, ONE + WHOLE).tile is None
+    assert fitted(sdxl, ONE + WHOLE - 1).tile == 64
+    big = unet_bytes(SDXL_UNET, 1, 256, 256)
+    assert fitted(sdxl, big + WHOLE, width=2048, height=2048, rows=1).tile == 128
+    assert fitted(sdxl, 10**12, tiling="on").tile == 128
+    assert fitted(sdxl, None, tiling="on").tile == 128
+    assert fitted(sdxl, ONE + WHOLE, tiling="off").tile is None
     with pytest.raises(BadInput, match="one of auto, on, off"):
-        fitted(sdxl, monkeypatch, free, tiling="maybe")
+        fitted(sdxl, None, tiling="maybe")
+
+
+def test_a_size_that_the_vae_does_not_divide_is_refused(sdxl: Manifest) -> None:
+    coarse = replace(sdxl, vae=replace(SDXL_VAE, factor=16))
+    assert fitted(coarse, None, width=992).latent_shape == (4, 64, 62)
+    with pytest.raises(BadInput, match=r"width=1000 is no multiple of 16, .* try 992"):
+        fitted(coarse, None, width=1000)
+
+
+COUNT = WIDTHS[0] * WIDTHS[1] + WIDTHS[1]  # values of the small model's weights
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+def test_weights_are_counted_as_float32(tmp_path: Path, stored: str) -> None:
+    folder = open_model(make_model_folder(tmp_path / "model", stored=stored).path)
+    assert weight_bytes(folder) == {"unet": 4 * COUNT}
+
+
+@pytest.mark.parametrize(
+    ("stored", "copied"), [(np.float16, 6 + 2 * 3 * 9), (np.float32, 2 * 3 * 9)]
+)
+def test_matrices_of_large_float32_files_are_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: type, copied: int
+) -> None:
+    (tmp_path / "unet").mkdir()
+    tensors: dict[str, NDArray[Any]] = {
+        "matrix": np.zeros((2, 3), stored),
+        "kernel": np.zeros((2, 3, 3, 3), stored),
+    }
+    save_file(tensors, tmp_path / WEIGHTS)
+    folder = ModelFolder(tmp_path, manifest_of(tmp_path, {}), "0" * 64)
+    assert weight_bytes(folder) == {"unet": 4 * 60}
+    monkeypatch.setattr(memory, "MAPPED", 1)
+    assert weight_bytes(folder) == {"unet": 4 * copied}
+
+
+def test_the_budget_is_what_weights_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = open_model(make_model_folder(tmp_path / "model").path)
+    monkeypatch.setattr(memory, "available", lambda: None)
+    assert budget(folder) is None
+    monkeypatch.setattr(memory, "available", lambda: 100_000)
+    assert budget(folder) == 90_000 - 4 * COUNT
+
+
+def test_a_full_size_model_does_not_fit_into_eight_gigabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sparse_sdxl(tmp_path)
+    assert 13e9 < sum(weight_bytes(folder).values()) < 15e9
+    monkeypatch.setattr(memory, "available", lambda: 8 * 10**9)
+    with pytest.raises(
+        BadInput, match=r"^small needs about 1\d\.\d GB .* 8\.0 GB is free; "
+    ) as error:
+        budget(folder)
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr(memory, "available", lambda: 32 * 10**9)
+    assert 14e9 < (budget(folder) or 0) < 16e9
+
+
+def sparse_sdxl(path: Path) -> ModelFolder:
+    """A folder with the float16 weights of SDXL by their number, in files without blocks on disk.
+
+    One tensor for each part; for UNet, text encoders and VAE as Podell et al. (2023) count them.
+    """
+    counts = {"unet": 2567463684, "text_encoder": 123060480, "text_encoder_2": 694659840}
+    files = {}
+    for part, count in (counts | {"vae": 83653863}).items():
+        name = f"{part}/model.safetensors"
+        entry = {"dtype": "F16", "shape": [count], "data_offsets": [0, 2 * count]}
+        header = json.dumps({"w": entry}).encode()
+        (path / part).mkdir()
+        with (path / name).open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + 2 * count)
+        files[name] = FileRecord(size=8 + len(header) + 2 * count, sha256="0" * 64)
+    return ModelFolder(path, replace(manifest_of(path / "none", {}), files=files), "0" * 64)
 
 
 def test_available_is_the_smaller_of_kernel_and_control_group(
