@@ -14,11 +14,14 @@ SAMPLERS = {
     "euler-a": "Euler a",
     "ddim": "DDIM",
     "ddpm": "DDPM",
-    "dpm++-2m": "DPM++ 2M",
-    "dpm++-2m-sde": "DPM++ 2M SDE",
-    "dpm++-3m-sde": "DPM++ 3M SDE",
-    "dpm++-2s-a": "DPM++ 2S a",
+    "dpmpp-2m": "DPM++ 2M",
+    "dpmpp-2m-sde": "DPM++ 2M SDE",
+    "dpmpp-3m-sde": "DPM++ 3M SDE",
+    "dpmpp-2s": "DPM++ 2S",
+    "dpmpp-2s-a": "DPM++ 2S a",
+    "dpmpp-3m": "DPM++ 3M",
     "dpm2": "DPM2",
+    "dpm2-a": "DPM2 a",
     "heun": "Heun",
     "lms": "LMS",
     "pndm": "PLMS",
@@ -56,10 +59,11 @@ def parameters(request: Request, model: str, model_sha256: str, program: str) ->
 def _settings(request: Request) -> dict[str, Any]:
     listed = isinstance(request.sigmas, tuple) or request.timesteps is not None
     scale, size = request.guidance_scale, (request.width, request.height)
+    sampler, family = _sampler(request)
     return {
         "Steps": request.num_inference_steps,
-        "Sampler": SAMPLERS.get(request.sampler or "", request.sampler),
-        "Schedule type": None if listed else SCHEDULES.get(str(request.sigmas), "Automatic"),
+        "Sampler": SAMPLERS.get(sampler or "", sampler),
+        "Schedule type": None if listed else SCHEDULES.get(str(family), "Automatic"),
         "CFG scale": None if scale is None else f"{scale:.10g}",
         "Seed": request.seed,
         "Size": None if None in size else f"{size[0]}x{size[1]}",
@@ -72,6 +76,14 @@ def _settings(request: Request) -> dict[str, Any]:
         "RNG": request.rng.upper(),
         "Emphasis": EMPHASES.get(request.emphasis),
     }
+
+
+def _sampler(request: Request) -> tuple[str | None, Any]:
+    """The sampler without a family of sigmas that ends its name, and the family."""
+    for family in SCHEDULES:
+        if request.sampler and request.sampler.endswith(f"-{family}"):
+            return request.sampler.removesuffix(f"-{family}"), family
+    return request.sampler, request.sigmas
 
 
 def _quoted(value: str) -> str:

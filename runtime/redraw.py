@@ -17,8 +17,9 @@ def arguments_of(metadata: Metadata) -> list[str]:
     """The arguments of `diffusion-rt` that ask for this picture from this model.
 
     The engine is left to the machine at hand. A model that did not ship with the program is named
-    as its manifest names it, since a picture does not tell the folders of who drew it. Raises
-    BadInput where a text holds a NUL, which no argument can.
+    as its manifest names it, since a picture does not tell the folders of who drew it. A picture
+    decoded in tiles asks for tiles; only memory makes them smaller than the model's own size.
+    Raises BadInput where a text holds a NUL, which no argument can.
     """
     request = metadata.request
     found = ["generate"]
@@ -32,6 +33,8 @@ def arguments_of(metadata: Metadata) -> list[str]:
         if field.name != "prompt" and value != field.default:
             name = flags[field.name].short or field.name
             found += _flag(name, _written(field.name, value))
+    if metadata.origin.tile is not None:
+        found += ["--vae-tiling", "on"]
     for argument in found:
         if "\0" in argument:
             raise BadInput("a prompt holds a NUL character, which no command line can; use Python")

@@ -180,11 +180,12 @@ def _resolve(name: str) -> tuple[str, str | None]:
             return stem, family
         if stem in ALIASES:
             return ALIASES[stem], family
-    known = {_normal(other): other for other in (*SAMPLERS, *ALIASES)}
+    known = {_normal(other): ALIASES.get(other, other) for other in (*SAMPLERS, *ALIASES)}
+    known |= {
+        f"{stem}-{family}": f"{own}-{family}" for stem, own in known.items() for family in SIGMAS
+    }
     close = known[nearest(plain, list(known))]
-    raise BadInput(
-        f"sampler {name[:60]!r} is not known; did you mean {ALIASES.get(close, close)!r}?"
-    )
+    raise BadInput(f"sampler {name[:60]!r} is not known; did you mean {close!r}?")
 
 
 def _normal(name: str) -> str:

@@ -14,8 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 from diffusion_rt import __version__
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.runtime import parameters
 from diffusion_rt.runtime.picture import MODELS, describe, parse_metadata, read_metadata, save_png
-from diffusion_rt.runtime.request import Request
+from diffusion_rt.runtime.request import SIGMAS, Request
+from diffusion_rt.runtime.samplers import registry, sampler_name
 from support.model_folders import manifest_of
 from support.requests import requests
 
@@ -131,7 +133,7 @@ def test_the_text_that_other_programs_read(model: ModelFolder) -> None:
         num_inference_steps=20,
         guidance_scale=7.0,
         guidance_rescale=0.7,
-        sampler="dpm++-2m-sde",
+        sampler="dpmpp-2m-sde",
         sigmas="karras",
         eta=0.5,
         seed=5,
@@ -154,6 +156,17 @@ def test_the_text_that_other_programs_read(model: ModelFolder) -> None:
         "RNG": "NV",
         "Emphasis": "No norm",
     }
+
+
+def test_every_sampler_has_the_name_that_other_programs_know(model: ModelFolder) -> None:
+    assert parameters.SAMPLERS.keys() == registry.SAMPLERS.keys()
+    assert parameters.SCHEDULES.keys() == set(SIGMAS)
+    for name in ("DPM++ 2M", "DPM++ 2M Karras", "Euler a SGM Uniform"):
+        settled = Request(prompt="a", sampler=sampler_name(name))
+        last = describe(settled, model, "null")["parameters"].split("\n")[-1]
+        found = settings_of(last)
+        family = {"Automatic": ""}.get(found["Schedule type"], found["Schedule type"])
+        assert f"{found['Sampler']} {family}".strip() == name
 
 
 def changed(model: ModelFolder, change: dict[str, Any], **request: Any) -> str:

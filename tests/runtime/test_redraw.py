@@ -43,6 +43,7 @@ def test_the_command_line_reads_the_same_request(request: Request, origin: Origi
     assert program == "generate"
     assert request_of(found) == request
     assert found.model == (None if origin.shipped else origin.model)
+    assert found.vae_tiling == ("auto" if origin.tile is None else "on")
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,7 +83,7 @@ def test_an_example() -> None:
         "--crops-coords-top-left 1,2"
     )
     assert command_of(Metadata(Request(prompt="-"), OTHER)) == (
-        "diffusion-rt generate --prompt=- '--model=-my model'"
+        "diffusion-rt generate --prompt=- '--model=-my model' --vae-tiling on"
     )
 
 

@@ -352,6 +352,7 @@ def test_names(name: str, stable: str) -> None:
     [
         ("eulr", "euler"),
         ("DPM++ 2N", "dpmpp-2"),
+        ("DPM++ 2M Karas", "dpmpp-2m-karras"),
         ("unipcc", "unipc"),
         ("DDIMSchedule", "ddim"),
         ("", ""),
