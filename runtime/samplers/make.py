@@ -182,7 +182,10 @@ def _resolve(name: str) -> tuple[str, str | None]:
             return ALIASES[stem], family
     known = {_normal(other): ALIASES.get(other, other) for other in (*SAMPLERS, *ALIASES)}
     known |= {
-        f"{stem}-{family}": f"{own}-{family}" for stem, own in known.items() for family in SIGMAS
+        f"{stem}-{family}": f"{own}-{family}"
+        for stem, own in known.items()
+        for family in SIGMAS
+        if "sigmas" in SAMPLERS[own].takes
     }
     close = known[nearest(plain, list(known))]
     raise BadInput(f"sampler {name[:60]!r} is not known; did you mean {close!r}?")

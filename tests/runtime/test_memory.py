@@ -148,7 +148,7 @@ def test_matrices_of_large_float32_files_are_not_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: type, copied: int
 ) -> None:
     (tmp_path / "unet").mkdir()
-    kernel = np.zeros((2, 3, 3, 3), stored)
+    kernel: NDArray[Any] = np.zeros((2, 3, 3, 3), stored)
     tensors: dict[str, NDArray[Any]] = {"matrix": kernel[:, :, 0, 0].copy(), "kernel": kernel}
     save_file(tensors, tmp_path / WEIGHTS)
     folder = ModelFolder(tmp_path, manifest_of(tmp_path, {}), "0" * 64)
