@@ -15,6 +15,7 @@ Tiling = Literal["auto", "on", "off"]
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 SPARE = 0.9  # of what is available is planned with; the rest is for everything not reckoned here
 LOADING = 0.4  # of a graph's weights are held a second time while it loads
 MAPPED = 1 << 30  # bytes of a weights file, from which on float32 matrices stay in the file
@@ -174,15 +175,30 @@ def _meminfo() -> int | None:
 
 
 def _control_group() -> int | None:
-    """What the group's limit leaves; file pages that can be dropped count as free."""
+    """What the limits of this process's control group and of those around it leave."""
     try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        (own,) = (
+            line.removeprefix("0::/")
+            for line in OWN_GROUP.read_text().splitlines()
+            if line.startswith("0::/")  # version 2, which has one tree of groups
+        )
+    except (OSError, ValueError):
+        own = ""
+    path = PurePosixPath(own)
+    groups = [_left(CGROUP / group) for group in {path, *path.parents}]
+    return min((left for left in groups if left is not None), default=None)
+
+
+def _left(group: Path) -> int | None:
+    """Bytes to the limit of one group; file pages that can be dropped count as free."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         dropped = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+        return None if limit == "max" else max(0, int(limit) - used + dropped)
     except (OSError, ValueError):
         return None
-    return None if limit == "max" else max(0, int(limit) - used + dropped)
 
 
 def _gigabytes(count: int) -> str:

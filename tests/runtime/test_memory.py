@@ -199,19 +199,30 @@ def sparse_sdxl(path: Path) -> ModelFolder:
     return ModelFolder(path, replace(manifest_of(path / "none", {}), files=files), "0" * 64)
 
 
-def test_available_is_the_smaller_of_kernel_and_control_group(
+def limit(group: Path, most: str, used: int) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.max").write_text(f"{most}\n")
+    (group / "memory.current").write_text(f"{used}\n")
+    (group / "memory.stat").write_text("anon 9\ninactive_file 100\nactive_file 200\n")
+
+
+def test_available_is_the_smallest_of_kernel_and_control_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meminfo, group = tmp_path / "meminfo", tmp_path / "cgroup"
-    monkeypatch.setattr(memory, "MEMINFO", meminfo)
-    monkeypatch.setattr(memory, "CGROUP", group)
+    meminfo, group, own = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "own"
+    for name, path in (("MEMINFO", meminfo), ("CGROUP", group), ("OWN_GROUP", own)):
+        monkeypatch.setattr(memory, name, path)
     assert memory.available() is None
     meminfo.write_text("MemTotal: 99 kB\nMemAvailable:    5000 kB\n")
     assert memory.available() == 5_120_000
-    group.mkdir()
-    (group / "memory.max").write_text("4000000\n")
-    (group / "memory.current").write_text("3500000\n")
-    (group / "memory.stat").write_text("anon 9\ninactive_file 100\nactive_file 200\n")
+    limit(group, "4000000", 3_500_000)  # as in a container, which sees its own group as the root
     assert memory.available() == 500_300
-    (group / "memory.max").write_text("max\n")
+    limit(group, "max", 3_500_000)
     assert memory.available() == 5_120_000
+    own.write_text("1:name=systemd:/old\n0::/user.slice/job\n")
+    assert memory.available() == 5_120_000
+    limit(group / "user.slice", "3000000", 1_000_000)
+    limit(group / "user.slice" / "job", "max", 10)
+    assert memory.available() == 2_000_300
+    limit(group / "user.slice" / "job", "1000", 5000)
+    assert memory.available() == 0
