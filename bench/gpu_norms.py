@@ -1,0 +1,142 @@
+"""The normalisations as cases, each beside plain NumPy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffusion_rt.bench.gpu_bench import Array, Bench
+from diffusion_rt.bench.gpu_case import Built
+from diffusion_rt.bench.gpu_rows import excess
+from diffusion_rt.kernels import group_norm, layer_norm
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """`layer_norm`."""
+
+    dtype: str
+    rows: int
+    columns: int
+    cold: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"layer_norm.{self.dtype}"
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def setting(self) -> dict[str, str | int | float]:
+        return {"rows": self.rows, "columns": self.columns}
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * self.rows * self.columns * np.dtype(self.dtype).itemsize
+
+    def build(self, bench: Bench, seed: int) -> Built:
+        rng = np.random.default_rng(seed)
+        shape = (self.rows, self.columns)
+        x = rng.standard_normal(shape, np.float32) * rng.uniform(0.1, 5, (self.rows, 1))
+        x = (x + rng.normal(0, 3, (self.rows, 1))).astype(self.dtype)
+        weight, bias = rng.normal(size=(2, self.columns)).astype(self.dtype)
+        out = bench.poisoned(x.nbytes)
+        buffers = (bench.put(x), bench.put(weight), bench.put(bias), out)
+        launch = layer_norm.launch(*shape)
+
+        def check(found: dict[str, Array]) -> float:
+            single = x.astype(np.float32)
+            centred = single - single.mean(-1, keepdims=True)
+            scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(EPSILON))
+            plain = centred * scale * weight.astype(np.float32) + bias.astype(np.float32)
+            truth = layer_norm.reference(x, weight, bias, EPSILON)
+            return excess(found["output"], plain.astype(self.dtype), truth)
+
+        return Built(
+            enqueue=lambda: bench.launch(self.name, launch, *buffers, self.columns, EPSILON),
+            outputs={"output": (out, shape, self.dtype)},
+            check=check,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """`group_statistics`, then `group_norm` with or without SiLU."""
+
+    dtype: str
+    silu: bool
+    images: int
+    pixels: int
+    channels: int
+    groups: int = 32
+    cold: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"group_norm{'_silu' if self.silu else ''}.{self.dtype}"
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return (f"group_statistics.{self.dtype}", self.name)
+
+    @property
+    def setting(self) -> dict[str, str | int | float]:
+        sizes = {"images": self.images, "pixels": self.pixels, "channels": self.channels}
+        return {**sizes, "groups": self.groups}
+
+    @property
+    def nbytes(self) -> int:
+        elements = self.images * self.pixels * self.channels
+        return 3 * elements * np.dtype(self.dtype).itemsize  # read twice, written once
+
+    def build(self, bench: Bench, seed: int) -> Built:
+        rng = np.random.default_rng(seed)
+        shape = (self.images, self.pixels, self.channels)
+        sizes = (*shape, self.groups)
+        x = rng.standard_normal(shape, np.float32)
+        x *= rng.uniform(0.2, 3, self.channels).astype(np.float32)
+        x += rng.normal(size=self.channels).astype(np.float32)
+        x = x.astype(self.dtype)
+        weight, bias = rng.normal(size=(2, self.channels)).astype(self.dtype)
+        source, out = bench.put(x), bench.poisoned(x.nbytes)
+        partial = bench.poisoned(group_norm.partial_bytes(*sizes))
+        arrived = bench.put(np.zeros(self.images, np.uint32))
+        moments = bench.poisoned(self.images * self.groups * 8)
+        scales = (bench.put(weight), bench.put(bias))
+        first, second = group_norm.statistics_cut(*sizes), group_norm.cut(*sizes)
+        statistics, apply = self.variants
+        counts = (self.pixels, self.channels, self.groups)
+
+        def enqueue() -> None:
+            bench.launch(
+                statistics,
+                first.launch,
+                *(source, partial, arrived, moments, *counts),
+                *(first.chunk_pixels, first.lanes, EPSILON),
+            )
+            bench.launch(
+                apply,
+                second.launch,
+                *(source, moments, *scales, out, *counts, second.chunk_pixels, second.lanes),
+            )
+
+        def check(found: dict[str, Array]) -> float:
+            truth = group_norm.reference(x, weight, bias, self.groups, EPSILON, self.silu)
+            return excess(found["output"], self._plain(x, weight, bias), truth)
+
+        return Built(enqueue=enqueue, outputs={"output": (out, shape, self.dtype)}, check=check)
+
+    def _plain(self, x: Array, weight: Array, bias: Array) -> Array:
+        """The same in float32 NumPy, rounded at the end."""
+        single = x.astype(np.float32).reshape(self.images, self.pixels, self.groups, -1)
+        centred = single - single.mean((1, 3), keepdims=True)
+        variance = (centred**2).mean((1, 3), keepdims=True)
+        normal = (centred / np.sqrt(variance + np.float32(EPSILON))).reshape(x.shape)
+        y = normal * weight.astype(np.float32) + bias.astype(np.float32)
+        if self.silu:
+            y = y / (1 + np.exp(-y))
+        result: Array = y.astype(self.dtype)
+        return result
