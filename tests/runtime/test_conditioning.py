@@ -266,8 +266,13 @@ def test_a_manifest_that_does_not_fit_is_refused(folder: Path, model: Model) -> 
         opened(replace(first, max_length=64), second)
     with pytest.raises(BadInput, match="gives no text_embeds"):
         opened(second, first)
-    for wrong in (replace(first, layers=7), replace(first, width=25), replace(first, pooled=True)):
-        with pytest.raises(BadInput, match="text_encoder does not give what the manifest says"):
+    not_said = "text_encoder does not give what the manifest says"
+    for wrong, message in (
+        (replace(first, layers=7), not_said),
+        (replace(first, width=25), not_said),
+        (replace(first, pooled=True), "text_encoder has no output text_embeds"),
+    ):
+        with pytest.raises(BadInput, match=message):
             opened(wrong, second)(Request(prompt="a"), guided=False)
 
 
