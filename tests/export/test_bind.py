@@ -49,7 +49,7 @@ def test_a_weight_is_read_where_it_lies_and_cast_where_it_must_be(
     }
     assert str(tmp_path).encode() not in proto.SerializeToString()
     loaded = session(proto.SerializeToString(), tmp_path)
-    x = np.float32([[1, 2, 3, 4], [0, 0, 1, 8]])
+    x = np.array([[1, 2, 3, 4], [0, 0, 1, 8]], np.float32)
     found = run(loaded, signature(model)[0], {"x": x})["out"]
     np.testing.assert_array_equal(found, x * VALUES)
 

@@ -1,5 +1,6 @@
 """The sub-command: what it prints, where it writes, what it says when it cannot."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -105,7 +106,7 @@ def test_links_want_another_folder(
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
 ) -> None:
-    find = cli.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == package else find(name))
     assert main(["export", "nowhere"]) == 1
     err = capsys.readouterr().err
@@ -119,7 +120,7 @@ def test_a_missing_package_is_named_with_its_extra(
 def test_no_check_needs_no_onnxruntime(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find = cli.find_spec
+    find = importlib.util.find_spec
     monkeypatch.setattr(
         cli, "find_spec", lambda name: None if name == "onnxruntime" else find(name)
     )

@@ -1,7 +1,9 @@
 """Where an export goes: copies, locks, and what is undone when it fails."""
 
+import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -116,7 +118,7 @@ def test_blocks_are_shared_where_the_file_system_can(
         os.sendfile(target, origin, 0, os.fstat(origin).st_size)
         return 0
 
-    monkeypatch.setattr(place.fcntl, "ioctl", clone)
+    monkeypatch.setattr(fcntl, "ioctl", clone)
     monkeypatch.setattr(place, "_copy", lambda *_: pytest.fail("copied byte by byte"))
     missing = missing_files(source, tmp_path / "new")
     with copied(source, tmp_path / "new", missing, lambda count: None) as files:
@@ -127,8 +129,8 @@ def test_blocks_are_shared_where_the_file_system_can(
 def test_a_full_disk_is_told_before_copying(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = place.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(place.shutil, "disk_usage", lambda folder: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     monkeypatch.setattr(place, "_cloned", lambda *_: False)
     with (
         pytest.raises(BadInput, match=r"copying needs 0\.1 GB, 0\.0 GB are free"),

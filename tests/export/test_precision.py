@@ -35,8 +35,8 @@ def test_timesteps_stay_wide_until_they_meet_a_weight() -> None:
     assert [node.op_type for node in model.graph if node.op_type == "Cast"] == ["Cast"]
     draw = np.random.default_rng(0)
     weight = draw.standard_normal((8, 4)).astype(np.float16)
-    steps = np.float32([999.5, 3.25])
-    waves = steps[:, None] * np.float32([1.0, 0.1, 0.01, 0.001])
+    steps = np.array([999.5, 3.25], np.float32)
+    waves = steps[:, None] * np.array([1.0, 0.1, 0.01, 0.001], np.float32)
     embedded = np.concatenate([np.sin(waves), np.cos(waves)], 1).astype(np.float16)
     added = np.zeros((2, 4), np.float16)
     found = evaluate(model, {"timestep": steps, "added": added, "weight": weight})["out"]
@@ -58,7 +58,9 @@ def test_a_constant_read_in_both_widths_is_there_twice() -> None:
         "half": ir.DataType.FLOAT,
         "half.float16": FLOAT16,
     }
-    found = evaluate(model, {"timestep": np.float32([1001]), "x": np.float16([1])})["out"]
+    found = evaluate(
+        model, {"timestep": np.array([1001], np.float32), "x": np.array([1], np.float16)}
+    )["out"]
     assert found[0] == np.float16(501)
 
 
@@ -83,7 +85,7 @@ def test_casts_to_float32_are_to_float16() -> None:
             out = Add(a, x)
         }""")
     to_float16(model, [])
-    found = evaluate(model, {"ids": np.array([3]), "x": np.float16([0.5])})["out"]
+    found = evaluate(model, {"ids": np.array([3]), "x": np.array([0.5], np.float16)})["out"]
     assert found.dtype == np.float16
     assert found[0] == np.float16(3.5)
 
@@ -98,7 +100,7 @@ def test_infinity_is_not_out_of_range() -> None:
     model = parsed("g (float[n] x) => (float[n] out) <float low = {-1.0}> { out = Add(x, low) }")
     model.graph.initializers["low"].const_value = ir.tensor(np.float32(-np.inf))
     to_float16(model, [])
-    assert np.isneginf(evaluate(model, {"x": np.float16([1])})["out"][0])
+    assert np.isneginf(evaluate(model, {"x": np.array([1], np.float16)})["out"][0])
 
 
 def test_a_clone_of_the_graph_keeps_its_types() -> None:
