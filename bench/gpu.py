@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_part(name: str, seconds: float, found: argparse.Namespace) -> "Iterator[Row]":
     """The rows of one part as they come; one that says so where it broke or took too long."""
-    from diffusion_rt.bench.gpu_part import PARTS
+    from diffusion_rt.bench.gpu_part import BROKEN, PARTS
     from diffusion_rt.bench.gpu_rows import Row, parse_row
 
     if seconds < 1:
@@ -84,7 +84,7 @@ def run_part(name: str, seconds: float, found: argparse.Namespace) -> "Iterator[
             if row is not None:
                 yield row
         status = child.wait(timeout=max(end - time.monotonic(), 1))
-        if status not in (0, 1):  # 1: the part has said so itself
+        if status not in (0, BROKEN):
             yield Row(name, name, broken, f"ended with status {status}, see log.txt")
     except (queue.Empty, subprocess.TimeoutExpired):
         yield Row(name, name, broken, f"did not end in {seconds:.0f} s, see log.txt")

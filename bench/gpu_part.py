@@ -17,6 +17,7 @@ from diffusion_rt.bench.gpu_chip import SIMULATOR, NoChip, this_chip
 from diffusion_rt.bench.gpu_rows import Outcome, Sink
 
 BINDINGS = "cuda.bindings"
+BROKEN = 3  # the exit status of a part that broke and has said so
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _run(sink: Sink, part: Part) -> int:
         sink.say(sink.part, part.broken, f"{type(error).__name__}: {error}")
         # A lost device may hang whoever closes things politely.
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(BROKEN)
     print(f"{sink.part}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
     return 0
 

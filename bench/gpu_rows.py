@@ -82,7 +82,8 @@ class Sink:
         """
         if error <= 1:
             self._keep(RIGHT, name, setting, "ratio", [error])
-            self.say(name, "right", f"{error:.2f} of the error allowed; {_words(setting)}")
+            how = f"{error:.2f} of the error allowed" if error else "exactly"
+            self.say(name, "right", f"{how}; {_words(setting)}" if setting else how)
         else:
             self.failed(name, f"{error:.3g} times the error allowed", setting)
 

@@ -88,7 +88,7 @@ RIGHT = json.dumps({"row": {"part": "device", "name": "a", "outcome": "right", "
     [
         ("exec sleep 60", "did not end in 1 s"),
         ("kill -SEGV $$", "ended with status -11"),
-        ("echo words; echo '{}'; exit 3", "ended with status 3"),
+        ("echo words; echo '{}'; exit 1", "ended with status 1"),
     ],
 )
 def test_a_part_that_hangs_or_dies_is_lost_and_its_rows_stay(
@@ -102,6 +102,13 @@ def test_a_part_that_hangs_or_dies_is_lost_and_its_rows_stay(
     assert not gpu.all_right(rows, ["device"])
     rows = list(gpu.run_part("yardsticks", 1.0, found))
     assert rows[-1].outcome == "not run", "a yardstick proves nothing"
+
+
+def test_a_part_that_breaks_says_so_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = RIGHT.replace('"right"', '"lost"')
+    pretend(tmp_path, monkeypatch, f"echo '{lost}'; exit {gpu_part.BROKEN}")
+    found = gpu._parser(tuple(gpu_part.PARTS)).parse_args(["--output", str(tmp_path)])
+    assert [row.outcome for row in gpu.run_part("device", 5.0, found)] == ["lost"]
 
 
 def test_no_time_left_is_said(tmp_path: Path) -> None:
