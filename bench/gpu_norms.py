@@ -10,6 +10,7 @@ from diffusion_rt.bench.gpu_rows import excess
 from diffusion_rt.kernels import group_norm, layer_norm
 
 EPSILON = 1e-5
+MOST_CHECKED = 4 << 20  # numbers of a group normalisation that are held against the reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +125,31 @@ class GroupNorm:
             )
 
         def check(found: dict[str, Array]) -> float:
-            truth = group_norm.reference(x, weight, bias, self.groups, EPSILON, self.silu)
-            return excess(found["output"], self._plain(x, weight, bias), truth)
+            output = found["output"]
+            if not np.isfinite(output).all():
+                return float("inf")
+            chosen = self.channels_checked()
+            part, scale, shift = x[..., chosen], weight[chosen], bias[chosen]
+            groups = len(chosen) * self.groups // self.channels
+            truth = group_norm.reference(part, scale, shift, groups, EPSILON, self.silu)
+            return excess(output[..., chosen], self._plain(part, scale, shift, groups), truth)
 
         return Built(enqueue=enqueue, outputs={"output": (out, shape, self.dtype)}, check=check)
 
-    def _plain(self, x: Array, weight: Array, bias: Array) -> Array:
+    def channels_checked(self) -> Array:
+        """Those of all groups; of a large shape, of some groups from the first to the last.
+
+        Groups know nothing of each other, and the reference takes seconds for ten million numbers.
+        """
+        width = self.channels // self.groups
+        most = max(2, MOST_CHECKED // (self.images * self.pixels * width))
+        groups = np.unique(np.linspace(0, self.groups - 1, most).round().astype(int))
+        channels: Array = (groups[:, None] * width + np.arange(width)).reshape(-1)
+        return channels
+
+    def _plain(self, x: Array, weight: Array, bias: Array, groups: int) -> Array:
         """The same in float32 NumPy, rounded at the end."""
-        single = x.astype(np.float32).reshape(self.images, self.pixels, self.groups, -1)
+        single = x.astype(np.float32).reshape(self.images, self.pixels, groups, -1)
         centred = single - single.mean((1, 3), keepdims=True)
         variance = (centred**2).mean((1, 3), keepdims=True)
         normal = (centred / np.sqrt(variance + np.float32(EPSILON))).reshape(x.shape)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_rt.bench import gpu_bench, gpu_denoise, gpu_kernels
+from diffusion_rt.bench import gpu_bench, gpu_denoise, gpu_kernels, gpu_norms
 from diffusion_rt.bench.gpu_bench import Bench
 from diffusion_rt.bench.gpu_case import Case, run
 from diffusion_rt.bench.gpu_cases import cases
 from diffusion_rt.bench.gpu_chip import SIMULATOR
-from diffusion_rt.bench.gpu_norms import LayerNorm
+from diffusion_rt.bench.gpu_norms import GroupNorm, LayerNorm
 from diffusion_rt.bench.gpu_rows import Row, Sink, parse_row
 from diffusion_rt.kernels.catalogue import CATALOGUE
 from diffusion_rt.kernels.compile import CompileError, host_library
@@ -89,6 +89,27 @@ def test_a_wrong_kernel_is_found(
     rows = rows_of(gpu_kernels.check, tmp_path, capsys)
     assert rows[0].outcome == "wrong"
     assert "times the error allowed" in rows[0].note
+
+
+@pytest.mark.parametrize("most", [1, 2 * 9 * 10, 1 << 20])
+def test_of_a_large_normalisation_whole_groups_are_checked(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = GroupNorm("float16", True, 2, 9, 40, 4)
+    monkeypatch.setattr(gpu_norms, "MOST_CHECKED", most)
+    wanted = range(40) if most == 1 << 20 else [*range(10), *range(30, 40)]
+    assert case.channels_checked().tolist() == list(wanted)
+    bench = Bench(simulated=True)
+    built = case.build(bench, 0)
+    found = run(bench, built)
+    assert built.check(found) <= 1
+    for channel in (0, 39):
+        spoiled = found["output"].copy()
+        spoiled[1, 8, channel] += np.float16(0.1)
+        assert built.check({"output": spoiled}) > 1
+    spoiled[0, 0, 15] = np.nan
+    assert built.check({"output": spoiled}) == float("inf")
+    bench.close()
 
 
 def test_an_output_nobody_writes_is_found(tmp_path: Path) -> None:
