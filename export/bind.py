@@ -1,12 +1,19 @@
-"""Parameters of a graph become byte ranges of the checkpoint's files."""
+"""From a traced part to an ONNX file: its arithmetic, and its parameters as byte ranges.
+
+The initializers are external data that point into the checkpoint's own safetensors.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
+from diffusion_rt import __version__
+from diffusion_rt.engines.manifest import GraphVariant
 from diffusion_rt.engines.spec import Dtype, Precision, TensorSpec
 from diffusion_rt.export.names import Weight
+from diffusion_rt.export.precision import to_float16
 
 TYPES = {
     "F32": ir.DataType.FLOAT,
@@ -18,6 +25,43 @@ _DTYPES: dict[ir.DataType, Dtype] = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.INT64: "int64",
 }
+
+
+WIDE = ("timestep", "time_ids")  # inputs that are float32 in a graph of any precision
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One ONNX file that is ready to be written."""
+
+    name: str
+    precision: Precision
+    content: bytes
+    variant: GraphVariant
+
+
+def file_name(graph: str, precision: Precision) -> str:
+    """What the ONNX file of a graph is called."""
+    return f"{graph}.{precision}.onnx"
+
+
+def finished(
+    name: str,
+    precision: Precision,
+    traced: ir.Model,
+    weights: Mapping[str, Weight],
+    folder: Path,
+) -> Graph:
+    """The file of one graph from its float32 trace, which stays as it is."""
+    model = traced.clone()
+    model.graph.name = name
+    model.producer_name, model.producer_version = "diffusion-rt", __version__
+    if precision == "float16":
+        to_float16(model, WIDE)
+    bind_weights(model, weights, folder)
+    inputs, outputs = signature(model)
+    variant = GraphVariant(file=file_name(name, precision), inputs=inputs, outputs=outputs)
+    return Graph(name, precision, ir.to_proto(model).SerializeToString(), variant)
 
 
 def bind_weights(model: ir.Model, weights: Mapping[str, Weight], folder: Path) -> None:
@@ -75,8 +119,3 @@ def _spec(value: ir.Value) -> TensorSpec:
     assert value.shape is not None
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
     return TensorSpec(value.name, _DTYPES[value.dtype], shape)
-
-
-def keeps_float32(precision: Precision) -> tuple[str, ...]:
-    """Inputs that stay float32 in a graph of this precision."""
-    return ("timestep", "time_ids") if precision == "float16" else ()

@@ -5,7 +5,6 @@ to part is compared with what the modules of that name gave in torch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 from diffusion_rt.engines.errors import Fault
 from diffusion_rt.engines.ort.library import load_library
 from diffusion_rt.engines.spec import TensorSpec
+from diffusion_rt.export.bind import Graph
 from diffusion_rt.export.names import Weight
 from diffusion_rt.export.trace import Config, Plan
 
@@ -35,17 +35,6 @@ _TORCH = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """One graph to be checked, as bytes that were not yet published."""
-
-    name: str
-    precision: str
-    content: bytes
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """How far one graph is from torch: a relative error, or why there is none."""
 
@@ -60,7 +49,7 @@ def check_network(
     config: Config,
     weights: Mapping[str, Weight],
     folder: Path,
-    candidates: Sequence[Candidate],
+    graphs: Sequence[Graph],
 ) -> list[Outcome]:
     """Check all graphs of one network, whose weights lie in `folder`.
 
@@ -68,31 +57,27 @@ def check_network(
     the free memory twice is not checked, and the outcome says so.
     """
     if remark := _too_big(weights):
-        return [Outcome(c.name, c.precision, None, remark) for c in candidates]
+        return [Outcome(graph.name, graph.precision, None, remark) for graph in graphs]
     module = load(plan, config, weights, folder)
-    worst: dict[tuple[str, str], float] = {}
-    with ExitStack() as stack:
-        recorded = {name for c in candidates for name in (spec.name for spec in c.outputs)}
-        taps = stack.enter_context(_Taps(module, recorded))
-        sessions = {(c.name, c.precision): session(c.content, folder) for c in candidates}
+    crossing = {spec.name for graph in graphs for spec in graph.variant.outputs}
+    sessions = {graph.variant.file: session(graph.content, folder) for graph in graphs}
+    errors = dict.fromkeys(sessions, 0.0)
+    with _Taps(module, crossing) as taps:
         for number, (batch, tokens, height, width) in enumerate(SIZES):
             given = _inputs(plan, config, batch, tokens, height, width, seed=number)
             wanted = taps.run(plan, given)
-            for precision in {c.precision for c in candidates}:
-                known = dict(given)
-                for c in (c for c in candidates if c.precision == precision):
-                    found = run(sessions[c.name, precision], c.inputs, known)
-                    known |= found
-                    error = max(
-                        relative_error(found[spec.name], _shaped(wanted[spec.name], spec))
-                        for spec in c.outputs
-                    )
-                    worst[c.name, precision] = max(error, worst.get((c.name, precision), 0.0))
-    return [_outcome(c, worst[c.name, c.precision], config) for c in candidates]
+            known = {graph.precision: dict(given) for graph in graphs}
+            for graph in graphs:  # parts stand in the order in which they run
+                file, arrays = graph.variant.file, known[graph.precision]
+                arrays |= run(sessions[file], graph.variant.inputs, arrays)
+                for spec in graph.variant.outputs:
+                    error = relative_error(arrays[spec.name], _shaped(wanted[spec.name], spec))
+                    errors[file] = max(errors[file], error)
+    return [_outcome(graph, errors[graph.variant.file], config) for graph in graphs]
 
 
-def _outcome(candidate: Candidate, error: float, config: Config) -> Outcome:
-    name, precision = candidate.name, candidate.precision
+def _outcome(graph: Graph, error: float, config: Config) -> Outcome:
+    name, precision = graph.name, graph.precision
     if not np.isfinite(error) and precision == "float16" and config.get("force_upcast"):
         return Outcome(name, precision, None, "overflows float16, as its config says it may")
     if not error <= LIMITS[precision]:
@@ -147,8 +132,8 @@ def run(loaded: Any, inputs: Sequence[TensorSpec], known: Arrays) -> Arrays:
 
 
 def relative_error(found: Array, wanted: Array) -> float:
-    """The 2-norm of the difference, by that of `wanted`; infinite where `found` is not finite."""
-    if not np.isfinite(found).all():
+    """The 2-norm of the difference, by that of `wanted`; infinite where either is not finite."""
+    if not np.isfinite(found).all() or not np.isfinite(wanted).all():
         return float("inf")
     wanted = wanted.astype(np.float64)
     return float(np.linalg.norm(found - wanted) / max(float(np.linalg.norm(wanted)), 1e-12))

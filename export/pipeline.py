@@ -8,25 +8,21 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from diffusion_rt import __version__
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import (
-    NAME,
     FileRecord,
     GraphVariant,
     Manifest,
     manifest_bytes,
-    read_manifest,
 )
 from diffusion_rt.engines.model_folder import record_of
 from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.export import record
-from diffusion_rt.export.bind import bind_weights, keeps_float32, signature
-from diffusion_rt.export.check import Candidate, Outcome, check_network
+from diffusion_rt.export.bind import Graph, file_name, finished
+from diffusion_rt.export.check import Outcome, check_network
 from diffusion_rt.export.checkpoint import Checkpoint
 from diffusion_rt.export.names import Weight, bind
 from diffusion_rt.export.place import Contents, contents, copied, prepared, publish
-from diffusion_rt.export.precision import to_float16
 from diffusion_rt.export.simplify import simplify
 from diffusion_rt.export.trace import (
     Plan,
@@ -41,6 +37,7 @@ from diffusion_rt.export.trace import (
 from diffusion_rt.export.unet_parts import PARTS, unet_parts
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+ALL_FILES = {file_name(graph, precision) for graph in GRAPHS for precision in PRECISIONS}
 
 Tracer = Callable[[Traceable], ir.Model]
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -55,16 +52,6 @@ class Exported:
     copied_bytes: int
     unused: tuple[str, ...]
     outcomes: tuple[Outcome, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """One ONNX file that is ready to be written."""
-
-    name: str
-    precision: Precision
-    content: bytes
-    variant: GraphVariant
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -100,8 +87,7 @@ def export(
         manifest = _manifest(checkpoint, fields, files, graphs)
         content = manifest_bytes(manifest)
         outcomes = check_all(networks, weights, graphs, output, report) if check else ()
-        old = _old_graphs(output) - {graph.variant.file for graph in graphs}
-        publish(output, {graph.variant.file: graph.content for graph in graphs}, content, old)
+        publish(output, {graph.variant.file: graph.content for graph in graphs}, content, ALL_FILES)
     return Exported(output, manifest, total, tuple(unused), tuple(outcomes))
 
 
@@ -178,7 +164,8 @@ def graphs_of(
         simplify(whole)
         for graph, model in (_parts(whole) if name == "unet" else {name: whole}).items():
             for precision in precisions:
-                yield _graph(graph, precision, model, weights[traceable.plan.network], folder)
+                bound = weights[traceable.plan.network]
+                yield finished(graph, precision, model, bound, folder)
     report("tracing", len(networks), len(networks))
 
 
@@ -189,24 +176,6 @@ def _parts(whole: ir.Model) -> dict[str, ir.Model]:
         raise BadInput(
             f"unet/config.json: {error}; only SDXL base models can be exported so far"
         ) from None
-
-
-def _graph(
-    name: str,
-    precision: Precision,
-    traced: ir.Model,
-    weights: Mapping[str, Weight],
-    folder: Path,
-) -> Graph:
-    model = traced.clone()
-    model.graph.name = name
-    model.producer_name, model.producer_version = "diffusion-rt", __version__
-    if precision == "float16":
-        to_float16(model, keeps_float32(precision))
-    bind_weights(model, weights, folder)
-    inputs, outputs = signature(model)
-    variant = GraphVariant(file=f"{name}.{precision}.onnx", inputs=inputs, outputs=outputs)
-    return Graph(name, precision, ir.to_proto(model).SerializeToString(), variant)
 
 
 def records_of(
@@ -239,11 +208,8 @@ def check_all(
     outcomes = []
     for number, (name, traceable) in enumerate(networks.items()):
         report("checking", number, len(networks))
-        candidates = [
-            Candidate(g.name, g.precision, g.content, g.variant.inputs, g.variant.outputs)
-            for g in graphs
-            if g.name == name or (name == "unet" and g.name in PARTS)
-        ]
+        parts = PARTS if name == "unet" else (name,)
+        candidates = [graph for graph in graphs if graph.name in parts]
         bound = weights[traceable.plan.network]
         outcomes += check_network(traceable.plan, traceable.config, bound, folder, candidates)
     report("checking", len(networks), len(networks))
@@ -278,14 +244,3 @@ def _manifest(
         digest = hashlib.sha256(graph.content).hexdigest()
         written[graph.variant.file] = FileRecord(size=len(graph.content), sha256=digest)
     return Manifest(**fields, graphs=variants, files={**files, **written})  # type: ignore[arg-type]
-
-
-def _old_graphs(folder: Path) -> set[str]:
-    """The graphs of an earlier export, where one can be told."""
-    if not (folder / NAME).exists():
-        return set()
-    try:
-        manifest = read_manifest(folder)
-    except BadInput:  # of another version, or broken: it is replaced, its graphs stay
-        return set()
-    return {v.file for variants in manifest.graphs.values() for v in variants.values()}

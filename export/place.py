@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,11 +182,14 @@ def _copy(source: BinaryIO, target: BinaryIO, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def publish(output: Path, graphs: Mapping[str, bytes], manifest: bytes, old: set[str]) -> None:
+def publish(
+    output: Path, graphs: Mapping[str, bytes], manifest: bytes, names: Collection[str]
+) -> None:
     """Put graphs and manifest in place: everything on the disk first, then all names at once.
 
-    `old` are files of an earlier export that this one does not have. No signal comes between the
-    renames; where the machine stops there, no manifest is left that describes other graphs.
+    Of `names`, all that a graph may have, those that `graphs` lacks are removed. No signal comes
+    between the renames; where the machine stops there, no manifest is left that describes other
+    graphs.
     """
     with ExitStack() as renames:
         for file, content in {NAME: manifest, **graphs}.items():  # renamed last to first
@@ -197,7 +200,7 @@ def publish(output: Path, graphs: Mapping[str, bytes], manifest: bytes, old: set
         with _signals_held():
             (output / NAME).unlink(missing_ok=True)
             renames.close()
-            for file in old:
+            for file in set(names) - graphs.keys():
                 (output / file).unlink(missing_ok=True)
 
 

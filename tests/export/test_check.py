@@ -7,20 +7,27 @@ import numpy as np
 import pytest
 
 from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.manifest import GraphVariant
 from diffusion_rt.engines.safetensors_file import StoredTensor
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.export import check
-from diffusion_rt.export.check import Candidate, Outcome, check_network, relative_error
+from diffusion_rt.export.bind import Graph
+from diffusion_rt.export.check import Outcome, check_network, relative_error
 from diffusion_rt.export.names import Weight
 from diffusion_rt.export.pipeline import Exported
 
 
+def graph(name: str, precision: Any) -> Graph:
+    return Graph(name, precision, b"", GraphVariant(file="g.onnx", inputs=(), outputs=()))
+
+
 def test_the_error_is_relative_and_infinite_for_what_is_not_finite() -> None:
-    wanted = np.float32([3, 4])
-    assert relative_error(np.float32([3, 4]), wanted) == 0
-    assert relative_error(np.float16([3, 4.5]), wanted) == pytest.approx(0.1)
-    assert relative_error(np.float32([3, np.nan]), wanted) == float("inf")
-    assert relative_error(np.float32([np.inf, 4]), wanted) == float("inf")
+    wanted = np.array([3, 4], np.float32)
+    assert relative_error(np.array([3, 4], np.float32), wanted) == 0
+    assert relative_error(np.array([3, 4.5], np.float16), wanted) == pytest.approx(0.1)
+    assert relative_error(np.array([3, np.nan], np.float32), wanted) == float("inf")
+    assert relative_error(np.array([np.inf, 4], np.float32), wanted) == float("inf")
+    assert relative_error(wanted, np.array([3, np.nan], np.float32)) == float("inf")
 
 
 def test_every_graph_was_compared_and_is_close(plain: Exported) -> None:
@@ -42,13 +49,13 @@ def test_every_graph_was_compared_and_is_close(plain: Exported) -> None:
     ],
 )
 def test_more_than_rounding_is_a_fault(error: float, precision: str, config: Any) -> None:
-    candidate = Candidate("vae_decoder", precision, b"", (), ())
+    candidate = graph("vae_decoder", precision)
     with pytest.raises(Fault, match=rf"vae_decoder\.{precision}\.onnx differs.*nothing was writ"):
         check._outcome(candidate, error, config)
 
 
 def test_a_vae_that_may_overflow_float16_is_no_fault() -> None:
-    candidate = Candidate("vae_decoder", "float16", b"", (), ())
+    candidate = graph("vae_decoder", "float16")
     outcome = check._outcome(candidate, float("inf"), {"force_upcast": True})
     assert outcome == Outcome(
         "vae_decoder", "float16", None, "overflows float16, as its config says it may"
@@ -62,7 +69,7 @@ def test_what_does_not_fit_the_memory_is_not_checked(
     memory.write_text("MemTotal: 99999999 kB\nMemAvailable:    2000000 kB\n")
     monkeypatch.setattr(check, "MEMORY", memory)
     weights = {"w": Weight("w", StoredTensor("F16", (1000, 1_000_000), 8, 2_000_000_000))}
-    candidate = Candidate("unet_step", "float16", b"", (), ())
+    candidate = graph("unet_step", "float16")
     plan: Any = None
     found = check_network(plan, {}, weights, tmp_path, [candidate])
     remark = "not checked: needs 13 GB of memory, 2 GB are free"

@@ -64,7 +64,7 @@ def unet_inputs(batch: int, tokens: int, height: int, width: int) -> Arrays:
         "timestep": draw.uniform(0, 999, batch).astype(np.float32),
         "context": draw.standard_normal((batch, tokens, 56), dtype=np.float32),
         "text_embeds": draw.standard_normal((batch, 24), dtype=np.float32),
-        "time_ids": np.tile(np.float32([1024, 768, 8, 0, 512, 1024]), (batch, 1)),
+        "time_ids": np.tile(np.array([1024, 768, 8, 0, 512, 1024], np.float32), (batch, 1)),
     }
 
 
@@ -114,6 +114,21 @@ def test_text_encoders_give_every_layer(plain: Exported, tokens: int) -> None:
         assert closeness(found["hidden_states"], hidden) < 1e-5
         if name == "text_encoder_2":
             assert closeness(found["text_embeds"], wanted.text_embeds.numpy()) < 1e-5
+
+
+def test_pooling_by_the_largest_id_where_the_config_is_of_that_age(
+    checkpoint: MakeCheckpoint, tracer: Tracer
+) -> None:
+    # Published SDXL configs say 2, which in transformers means the place of the largest id.
+    folder = checkpoint(text_encoder_2={"num_hidden_layers": 1, "eos_token_id": 2})
+    export(open_checkpoint(folder), folder, precisions=["float32"], check=False, tracer=tracer)
+    ids = np.random.default_rng(0).integers(3, 630, (3, 11))
+    ids[0, 2] = ids[1, 10] = ids[2, 0] = 632
+    encoder: Any = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+    with torch.inference_mode():
+        wanted = encoder(torch.from_numpy(ids)).text_embeds.numpy()
+    found = outputs(folder, "text_encoder_2", {"input_ids": ids})
+    assert closeness(found["text_embeds"], wanted) < 1e-5
 
 
 def test_the_vae_is_diffusers_vae(plain: Exported) -> None:
@@ -172,7 +187,7 @@ def test_attention_stored_as_convolutions(checkpoint: MakeCheckpoint, tracer: Tr
         .shape
     )
     assert shape[2:] == (1, 1)
-    np.testing.assert_array_equal(*pictures)
+    np.testing.assert_array_equal(pictures[0], pictures[1])
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
@@ -266,7 +281,7 @@ def test_the_folder_opens_here_and_in_diffusers(plain: Exported) -> None:
     backend = OrtBackend(model, threads=1)
     for name in GRAPHS:
         for precision in ("float32", "float16"):
-            backend.load(name, precision).close()  # type: ignore[arg-type]
+            backend.load(name, precision).close()
     pipe = StableDiffusionXLPipeline.from_pretrained(plain.folder, dtype=torch.float32)
     picture = pipe("a red circle", width=64, height=64, num_inference_steps=2, output_type="np")
     assert np.isfinite(picture.images).all()

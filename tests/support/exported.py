@@ -7,6 +7,7 @@ from pathlib import Path
 from diffusion_rt.export.checkpoint import open_checkpoint
 from diffusion_rt.export.pipeline import export
 from support.checkpoints import VARIANTS, make_tiny_checkpoint
+from support.tracing import tracer
 
 ExportedModel = Callable[[str], Path]
 
@@ -19,5 +20,8 @@ def exported(variant: str, shared: Path) -> Path:
         folder = shared / variant
         if not (folder / "manifest.json").exists():
             make_tiny_checkpoint(folder, **VARIANTS[variant])
-            export(open_checkpoint(folder), folder, precisions=["float32"], check=False)
+            kept = tracer(shared.parent / "traces")
+            export(
+                open_checkpoint(folder), folder, precisions=["float32"], check=False, tracer=kept
+            )
     return folder
