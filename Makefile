@@ -9,7 +9,7 @@ APT := sudo apt-get install make python3 python3-venv
 # The prompt as it was typed: make does not read its dollars, and the shell gets it as a variable,
 # so that it reads no quotes, backticks or dollars in it either.
 ifeq ($(origin PROMPT),undefined)
-PROMPT := a large red circle on a blue background
+PROMPT := a large red circle on a white background
 else
 override PROMPT := $(value PROMPT)
 endif
@@ -21,7 +21,7 @@ export PYTHONSAFEPATH := 1
 .PHONY: help picture test format clean
 
 help:
-	@echo 'make picture PROMPT="a large red circle on a blue background"'
+	@echo 'make picture PROMPT="a large red circle on a white background"'
 	@echo '              draw with the model that ships; the PNG goes to pictures/'
 	@echo 'make test     all checks: ruff, mypy, import-linter, pytest'
 	@echo 'make format   let ruff format the code and mend what it can'

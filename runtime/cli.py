@@ -17,7 +17,7 @@ from diffusion_rt.runtime.progress import progress_bars
 LONGEST_PROMPT = 1 << 20  # bytes read from standard input
 
 GENERATE = """examples:
-  diffusion-rt generate "a large red circle on a blue background"
+  diffusion-rt generate "a large red circle on a white background"
   diffusion-rt generate "two green squares" --steps 20 --sampler euler --seed 7 --output squares.png
   diffusion-rt generate "a small star" --images 4 --output stars/          (stars/picture-1.png …)
   diffusion-rt generate "a lighthouse" --model ./sdxl --width 1216 --height 832

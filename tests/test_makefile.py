@@ -77,7 +77,7 @@ def test_the_prompt_reaches_python_as_typed(prompt: str, project: Path) -> None:
 
 def test_without_a_prompt_there_is_one(project: Path) -> None:
     assert make(project, "picture").returncode == 0
-    assert prompt_of(project) == "a large red circle on a blue background"
+    assert prompt_of(project) == "a large red circle on a white background"
 
 
 def fake_python(folder: Path, *, fails_at: str) -> str:

@@ -69,7 +69,7 @@ commands:
   diffusion-rt --version
 
 A first picture, from the small model that ships:
-  diffusion-rt generate "a large red circle on a blue background"
+  diffusion-rt generate "a large red circle on a white background"
 """
 
 
