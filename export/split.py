@@ -65,6 +65,9 @@ def split(
             raise ValueError(f"the part {name} gives nothing that is wanted")
         outputs = sorted(wanted[part], key=place)
         cut = ir.convenience.extract(graph, [*given, *others], outputs)
+        constants = sorted(cut.initializers.items())  # extract lists them in any order
+        cut.initializers.clear()
+        cut.initializers.update(constants)
         _ask_sizes_of(cut, cut.inputs[: len(given)])
         cut.inputs[len(given) :] = [v for v in cut.inputs[len(given) :] if v.uses()]
         found[name] = ir.Model(cut, ir_version=whole.ir_version)

@@ -66,6 +66,22 @@ def test_a_view_stays_with_its_reader() -> None:
     assert list(parts["second"].graph.initializers) == ["axes"]
 
 
+def test_constants_stand_in_the_order_of_their_names() -> None:
+    numbers = range(20)
+    constants = ", ".join(f"float c{n:02} = {{{n}.0}}" for n in numbers)
+    sums = "\n".join(f"s{n} = Add({f's{n - 1}' if n else 'late'}, c{n:02})" for n in numbers)
+    whole = parsed(f"""
+        whole (float[n] early, float[n] late) => (float[n] out, float[n] kept)
+        <{constants}>
+        {{
+            kept = Relu(early)
+            {sums}
+            out = Add(s19, kept)
+        }}""")
+    parts = split(whole, {"first": ["early"], "second": ["late"]}, crossed)
+    assert list(parts["second"].graph.initializers) == [f"c{n:02}" for n in numbers]
+
+
 def test_sizes_are_asked_of_an_input_that_the_part_has() -> None:
     whole = parsed("""
         whole (float[batch,tokens,6] early, float[batch,height] late)
