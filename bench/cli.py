@@ -311,6 +311,13 @@ def _require(*modules: str) -> None:
 def _origin(benchmark: str, found: argparse.Namespace, folder: "ModelFolder | None") -> "Origin":
     from diffusion_rt.bench.records import Origin
 
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if load > cores / 2:
+        print(
+            f"other programs keep this machine busy (load {load:.1f}, {cores} cores): the figures "
+            "will not repeat",
+            file=sys.stderr,
+        )
     given = getattr(found, "model", None)
     model = folder.manifest.name if folder is not None and given is not None else None
     return Origin(benchmark=benchmark, command=command_of(benchmark, found, model))
