@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="where the model goes, with copies of the checkpoint's files; default: the "
-        "checkpoint's own folder",
+        "checkpoint's own folder, for a name on the hub a folder here of the model's name",
     )
     parser.add_argument(
         "--dtype",
