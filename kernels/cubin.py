@@ -42,7 +42,7 @@ def facts(cubin: bytes, kernel: str) -> Facts:
     """The facts of one kernel; raises ValueError where the bytes are no cubin with that kernel."""
     try:
         return _facts(cubin, kernel)
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError) as error:
         raise ValueError(f"the cubin of {kernel} is damaged: {error}") from None
 
 

@@ -69,7 +69,7 @@ def test_a_picture_as_text(folder: ModelFolder, tmp_path: Path) -> None:
         "original_size  8, 16",
         "drawn again by:",
         "diffusion-rt generate 'a cat' --model small --sigmas 1.5,0.0 --seed 7 "
-        "--original-size 8x16",
+        "--original-size 8x16 --vae-tiling on",
     ]
 
 

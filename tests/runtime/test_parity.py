@@ -38,7 +38,8 @@ def theirs(folder: Path, request: Request) -> NDArray[np.uint8]:
     assert isinstance(request.seed, int)
     pipeline = reference(folder)
     scheduler = getattr(diffusers, str(SAMPLERS[request.sampler or "euler"].scheduler))
-    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    # DDIM's default is to clip the denoised latent, which no SDXL was trained for.
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     generators = [
         torch.Generator().manual_seed(request.seed + i)
         for i in range(request.num_images_per_prompt)
