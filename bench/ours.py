@@ -8,9 +8,10 @@ import numpy as np
 
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
+from diffusion_rt.bench.gpu_chip import own_peak_device
 from diffusion_rt.engines.choose import open_backend
 from diffusion_rt.engines.model_folder import open_model
-from diffusion_rt.engines.protocol import Backend, Buffers, Engine
+from diffusion_rt.engines.protocol import Backend, Buffers, Denoiser, Engine
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.runtime.pipeline import Pipeline
 
@@ -57,6 +58,10 @@ class Ours:
         """The most memory that this process ever held, in bytes."""
         return own_peak_rss()
 
+    def peak_device(self) -> int | None:
+        """What this process holds on the GPU, in bytes."""
+        return own_peak_device()
+
     def close(self) -> None:
         """Close every engine."""
         self._pipeline.close()
@@ -78,6 +83,10 @@ class TimedBackend:
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         """An engine of the backend, watched."""
         return TimedEngine(self._backend.load(graph, precision), GRAPHS[graph], self)
+
+    def denoiser(self) -> Denoiser | None:
+        """That of the backend, not timed."""
+        return self._backend.denoiser()
 
 
 class TimedEngine:

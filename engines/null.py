@@ -65,3 +65,6 @@ class NullBackend:
         """An engine with the signature that the manifest gives."""
         variant = self._folder.variant(graph, precision or self._precision)
         return NullEngine(graph, variant.inputs, variant.outputs)
+
+    def denoiser(self) -> None:
+        """None: the host runs the loop."""

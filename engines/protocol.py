@@ -1,6 +1,7 @@
 """What a backend is: it loads the graphs of a model folder as engines, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +47,59 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluations:
+    """A plan of steps as arrays, one row for each evaluation of the UNet.
+
+    After an evaluation `S' = weights @ [S ; guided ; noise]`; `c_in * S[0]` is what the UNet sees.
+    """
+
+    timesteps: NDArray[np.float32]  # [n]
+    c_in: NDArray[np.float32]  # [n]
+    weights: NDArray[np.float64]  # [n, K, K + 2], the denoised latent written out
+    draws: NDArray[np.bool_]  # [n]: where fresh noise is used
+
+
+class Denoiser(Protocol):
+    """The whole denoising loop on a device. One request at a time."""
+
+    def most_images(
+        self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
+    ) -> int:
+        """How many of `images` latents [c, h, w] it takes together, 1 or more.
+
+        `rows` is 2 with guidance, else 1; `tokens` those of the context. Raises BadInput where the
+        size is none that was built: it names the nearest, and the command that builds it.
+        """
+        ...
+
+    def __call__(
+        self,
+        *,
+        conditioning: Buffers,
+        evaluations: Evaluations,
+        guidance_scale: float,
+        guidance_rescale: float,
+        start: NDArray[np.float32],
+        noise: NDArray[np.float32],
+        report: Callable[[int, int], None],
+    ) -> NDArray[np.float32]:
+        """Latents [images, c, h, w] float32 after the last evaluation.
+
+        `conditioning` has `context` [rows, tokens, d], `text_embeds` [rows, p] and `time_ids`
+        [rows, 6], unconditional first; `start` [images, c, h, w] is S[0] before the first
+        evaluation (the rest of S is zeros), `noise` [draws, images, c, h, w] the fresh noise in the
+        order it is drawn. `report(done, total)` hears of finished evaluations; what it raises ends
+        the loop within four more. Raises BadInput, OutOfMemory, and Fault where the latents stop
+        being finite.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back all memory; it is taken again when next called."""
+        ...
+
+
 class Backend(Protocol):
     """A way to run graphs: ONNX Runtime, TensorRT, the native engine, or nothing at all."""
 
@@ -60,4 +114,8 @@ class Backend(Protocol):
         `precision` is that of the arithmetic; None takes the backend's own. The VAE asks for
         float32 where float16 would overflow.
         """
+        ...
+
+    def denoiser(self) -> Denoiser | None:
+        """The denoising loop on this backend's device; None where the host runs the loop."""
         ...

@@ -88,6 +88,9 @@ class OrtBackend:
         )
         return OrtEngine(graph, session, variant)
 
+    def denoiser(self) -> None:
+        """None: the host runs the loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:

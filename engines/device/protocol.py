@@ -1,0 +1,104 @@
+"""What an engine of a GPU is: it reads and writes device memory, on a stream it is given.
+
+TensorRT and the native engine each provide `DeviceGraphs`; all above it they share.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+import numpy as np
+
+from diffusion_rt.engines.spec import Dtype, Precision, TensorSpec
+from diffusion_rt.kernels.driver.interface import Stream
+
+TIMESTEP_ROWS = 1024
+"""The most rows the loop gives `unet_timestep` at once; engines are built for 1 to as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """An array in device memory, contiguous, at an address that does not change."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: Dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class DeviceEngine(Protocol):
+    """One graph that runs on a device, bound to one set of arrays at a time.
+
+    Engines of one `DeviceGraphs` share weights and scratch memory, so their work goes to one
+    stream, or one waits for the other.
+    """
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """What the graph reads, by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """What the graph writes, by name."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Another number once memory that `enqueue` uses has moved: what was captured is stale."""
+        ...
+
+    def bind(self, buffers: Mapping[str, DeviceArray]) -> None:
+        """Fix the arrays that `enqueue` reads and writes, one for every input and output.
+
+        Called once per bucket; a later call replaces the earlier one. May allocate and wait. Raises
+        BadInput where a name, dtype or shape does not fit the signature or what was built, and
+        OutOfMemory.
+        """
+        ...
+
+    def enqueue(self, stream: Stream) -> None:
+        """Put one run on the stream. Neither allocates nor waits, so that a graph can capture it.
+
+        The first one after `bind` is not captured.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what is this engine's own; a second call does nothing."""
+        ...
+
+
+class DeviceGraphs(Protocol):
+    """The graphs of a model folder on one device."""
+
+    @property
+    def name(self) -> str:
+        """What `--engine` calls it, such as `trt`."""
+        ...
+
+    def open(self, graph: str, precision: Precision | None = None) -> DeviceEngine:
+        """An engine of one graph (a name of `spec.GRAPHS`), free to be bound to arrays of its own.
+
+        Opened again for another bucket it shares the weights. `precision` as in `Backend.load`.
+        """
+        ...
+
+    def most_images(
+        self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
+    ) -> int:
+        """How many of `images` latents [c, h, w] are denoised together, 1 or more.
+
+        `rows` of the UNet for each image, `tokens` of context. Raises BadInput where the size is
+        none that this engine takes: it names the nearest, and the command that builds it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back everything; engines that are still open are closed."""
+        ...
