@@ -1,0 +1,23 @@
+"""A row of the catalogue: one kernel for given types, and what it may cost on a chip."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_rt.kernels.driver.arguments import Parameter
+
+ARCHS = (80, 86, 87, 89, 90, 100, 110, 120, 121)
+SOURCES = Path(__file__).parent / "sources"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One kernel for given types; one image of it is compiled for each chip."""
+
+    name: str
+    kernel: str  # the entry's name in the image
+    source: str  # a file of SOURCES
+    constants: tuple[tuple[str, str], ...]  # preprocessor definitions
+    parameters: tuple[Parameter, ...]
+    registers: int  # at most so many a thread, on every chip
+    shared_bytes: int = 0  # static
+    archs: tuple[int, ...] = ARCHS
