@@ -3,7 +3,8 @@
 // Each thread of a block is a fibre; a barrier hands control back until all have arrived. Blocks run
 // one after the other. Shared memory is poisoned before each block. HOST_CUDA_ORDER=reverse runs
 // threads and blocks backwards, so that a result which leans on an order shows. A barrier that not
-// all threads reach ends the launch with a message.
+// all threads reach ends the launch with a message, and so does a write past the end of the dynamic
+// shared memory.
 #pragma once
 #include <ucontext.h>
 
@@ -20,6 +21,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("shared_memory")))
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct Index3 {
     unsigned x, y, z;
@@ -34,6 +36,9 @@ namespace host {
 constexpr unsigned kLanes = 32;
 constexpr unsigned kMostThreads = 1024;
 constexpr size_t kStack = 64 * 1024;
+constexpr size_t kMostShared = 227 * 1024;  // of any chip
+constexpr size_t kGuard = 1024;             // bytes behind the dynamic shared memory
+constexpr size_t kSlot = 64;                // bytes of one thread in a warp's exchange
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fibre {
@@ -41,7 +46,9 @@ struct Fibre {
     State state;
     Index3 index;
     char* stack;
-    bool running;  // it has been entered, and goes from one block to the next
+    bool running;          // it has been entered, and goes from one block to the next
+    const char* exchange;  // the warp's exchange it waits in
+    unsigned turn;         // exchanges so far in this block
 };
 
 static Fibre fibres[kMostThreads];
@@ -49,12 +56,54 @@ static jmp_buf scheduler;
 static unsigned current;
 static void (*body)(void*);
 static void* body_arguments;
-static uint64_t slots[kMostThreads];
+static const char* failure;
+static unsigned block_number;  // of this launch, and never again of another
+alignas(1024) static char dynamic_shared[kMostShared + kGuard];
+static size_t dynamic_bytes;
+// Two of each thread, by turns: who writes into the first again has seen all others at the second.
+alignas(16) static char slots[2][kMostThreads][kSlot];
 
 static void wait(State state) {
     Fibre& self = fibres[current];
     self.state = state;
     if (!_setjmp(self.here)) _longjmp(scheduler, 1);
+}
+
+// Ends the launch with a message.
+static inline void fail(const char* message) {
+    failure = message;
+    _longjmp(scheduler, 1);
+}
+
+static inline void require(bool holds, const char* otherwise) {
+    if (!holds) fail(otherwise);
+}
+
+static inline void require_shared(const void* address, size_t bytes) {
+    const char* at = static_cast<const char*>(address);
+    const bool dynamic = at >= dynamic_shared && at + bytes <= dynamic_shared + dynamic_bytes;
+    const bool fixed = at >= __start_shared_memory && at + bytes <= __stop_shared_memory;
+    require(dynamic || fixed, "an address outside the shared memory of the block");
+    require(uintptr_t(at) % bytes == 0, "an address in shared memory that is not aligned");
+}
+
+// What each thread of the warp gave.
+template <class T>
+struct Exchanged {
+    const char (*slots)[kSlot];
+    const T& operator[](unsigned lane) const { return *reinterpret_cast<const T*>(slots[lane]); }
+};
+
+// Each thread gives a value and goes on once all of its warp have; `what` names the instruction.
+template <class T>
+static Exchanged<T> exchange(const T& mine, const char* what) {
+    static_assert(sizeof(T) <= kSlot, "one slot a thread");
+    Fibre& self = fibres[current];
+    char(*table)[kSlot] = slots[self.turn++ % 2];
+    memcpy(table[current], &mine, sizeof(T));
+    self.exchange = what;
+    wait(State::kAtWarpBarrier);
+    return {table + current / kLanes * kLanes};
 }
 
 static void enter() {
@@ -85,6 +134,10 @@ static const char* release(State barrier, unsigned first, unsigned count, const 
     for (unsigned i = first; i < first + count; i++) waiting += fibres[i].state == barrier;
     if (waiting == 0) return nullptr;
     if (waiting < count) return trouble;
+    if (barrier == State::kAtWarpBarrier)
+        for (unsigned i = first; i < first + count; i++)
+            if (strcmp(fibres[i].exchange, fibres[first].exchange))
+                return "threads of one warp in different exchanges";
     for (unsigned i = first; i < first + count; i++) fibres[i].state = State::kReady;
     return nullptr;
 }
@@ -100,6 +153,7 @@ static const char* run_warp(unsigned warp, unsigned threads, bool backwards) {
             if (fibres[current].state != State::kReady) continue;
             threadIdx = fibres[current].index;
             go_on(fibres[current]);
+            if (failure) return failure;
             ran = true;
         }
         const char* trouble = release(State::kAtWarpBarrier, first, count,
@@ -109,12 +163,22 @@ static const char* run_warp(unsigned warp, unsigned threads, bool backwards) {
     return nullptr;
 }
 
+static bool guard_holds() {
+    bool holds = true;
+    for (size_t i = 0; i < kGuard; i++) holds &= dynamic_shared[dynamic_bytes + i] == char(0xA5);
+    return holds;
+}
+
 static const char* run_block(unsigned threads, bool backwards) {
     if (__start_shared_memory)
         memset(__start_shared_memory, 0xFF, size_t(__stop_shared_memory - __start_shared_memory));
+    memset(dynamic_shared, 0xFF, dynamic_bytes);
+    memset(dynamic_shared + dynamic_bytes, 0xA5, kGuard);
+    block_number++;
     for (unsigned i = 0; i < threads; i++) {
         Fibre& fibre = fibres[i];
         fibre.state = State::kReady;
+        fibre.turn = 0;
         fibre.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
     }
     // A warp runs as far as it can before the next one does: the farther warps are apart, the surer
@@ -127,20 +191,23 @@ static const char* run_block(unsigned threads, bool backwards) {
         }
         bool done = true;
         for (unsigned i = 0; i < threads; i++) done &= fibres[i].state == State::kDone;
-        if (done) return nullptr;
+        if (done) return guard_holds() ? nullptr : "a write past the end of shared memory";
         const char* trouble = release(State::kAtBlockBarrier, 0, threads,
                                       "a barrier that not all threads of the block reach");
         if (trouble) return trouble;
     }
 }
 
-static const char* run_grid(const unsigned* grid, const unsigned* block) {
+static const char* run_grid(const unsigned* grid, const unsigned* block, size_t shared_bytes) {
     const char* order = getenv("HOST_CUDA_ORDER");
     const bool backwards = order && !strcmp(order, "reverse");
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     const unsigned threads = block[0] * block[1] * block[2];
     if (threads > kMostThreads) return "more threads in a block than any chip takes";
+    if (shared_bytes > kMostShared) return "more shared memory in a block than any chip has";
+    dynamic_bytes = shared_bytes;
+    failure = nullptr;
     const size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
     for (size_t step = 0; step < blocks; step++) {
         const size_t i = backwards ? blocks - 1 - step : step;
@@ -170,13 +237,12 @@ struct Kernel {
 
 template <class... A>
 const char* launch(void (*function)(A...), const unsigned* grid, const unsigned* block,
-                   void** arguments) {
+                   unsigned shared_bytes, void** arguments) {
     Kernel<A...> kernel{function, arguments};
     body = Kernel<A...>::run;
     body_arguments = &kernel;
-    return run_grid(grid, block);
+    return run_grid(grid, block, shared_bytes);
 }
-
 
 template <class F>
 struct Sizes;
@@ -192,13 +258,13 @@ static inline void __threadfence() {}
 
 template <class T>
 static inline T __shfl_xor_sync(unsigned, T value, int distance) {
-    static_assert(sizeof(T) <= sizeof(uint64_t), "one slot a thread");
-    memcpy(&host::slots[host::current], &value, sizeof(T));
-    host::wait(host::State::kAtWarpBarrier);
-    memcpy(&value, &host::slots[host::current ^ unsigned(distance)], sizeof(T));
-    host::wait(host::State::kAtWarpBarrier);
-    return value;
+    return host::exchange(value, "shuffle")[host::current % host::kLanes ^ unsigned(distance)];
 }
+template <class T>
+static inline T __shfl_sync(unsigned, T value, int lane) {
+    return host::exchange(value, "shuffle of one lane")[unsigned(lane) % host::kLanes];
+}
+static inline void __syncwarp() { host::exchange(0, "warp barrier"); }
 
 static inline unsigned atomicInc(unsigned* address, unsigned most) {
     const unsigned old = *address;
@@ -214,8 +280,8 @@ static inline int atomicMin(int* address, int value) {
 // What the simulated drivers look for: the launch, and the sizes of the parameters.
 #define HOST_KERNEL(name)                                                                     \
     extern "C" const char* host_launch_##name(const unsigned* grid, const unsigned* block,    \
-                                              unsigned, void** arguments) {                   \
-        return host::launch(name, grid, block, arguments);                                    \
+                                              unsigned shared_bytes, void** arguments) {      \
+        return host::launch(name, grid, block, shared_bytes, arguments);                      \
     }                                                                                         \
     extern "C" {                                                                              \
     extern const unsigned* const host_sizes_##name;                                           \

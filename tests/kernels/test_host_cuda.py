@@ -12,12 +12,17 @@ from support.kernel_bench import DEVICE, KernelBench
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
-def variant(kernel: str, source: str, parameters: tuple[Parameter, ...]) -> Variant:
+def variant(
+    kernel: str,
+    source: str,
+    parameters: tuple[Parameter, ...],
+    constants: tuple[tuple[str, str], ...] = (),
+) -> Variant:
     return Variant(
         name=kernel,
         kernel=kernel,
         source=str(SUPPORT / source),
-        constants=(),
+        constants=constants,
         parameters=parameters,
         registers=64,
     )
@@ -33,7 +38,8 @@ def test_float16_is_converted_as_numpy_does_it() -> None:
     """Every float16 to float32, and float32 near every rounding boundary to float16."""
     names = ("halves", "widened", "floats", "narrowed")
     parameters = (*(Parameter(n, "pointer", 2) for n in names), Parameter("count", "int32"))
-    bench = KernelBench([variant("half_round_trip", "half_round_trip.cu", parameters)])
+    element = (("ELEMENT", "half"),)
+    bench = KernelBench([variant("half_round_trip", "half_round_trip.cu", parameters, element)])
     halves = np.arange(65536, dtype=np.uint16).view(np.float16)
     with np.errstate(all="ignore"):
         centre = halves.astype(np.float32)
@@ -64,6 +70,33 @@ def test_float16_is_converted_as_numpy_does_it() -> None:
     np.testing.assert_array_equal(got, wanted, strict=True)
     zero = wanted == 0
     np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(wanted[zero]))
+
+
+def test_bfloat16_is_the_upper_half_of_float32_rounded_to_even() -> None:
+    """Every bfloat16 to float32, and float32 at and beside every rounding boundary to bfloat16."""
+    names = ("brains", "widened", "floats", "narrowed")
+    parameters = (*(Parameter(n, "pointer", 2) for n in names), Parameter("count", "int32"))
+    element = (("ELEMENT", "bfloat16"),)
+    bench = KernelBench([variant("half_round_trip", "half_round_trip.cu", parameters, element)])
+    patterns = np.arange(65536, dtype=np.uint32)
+    lower = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    floats = (patterns[:, None] << 16 | lower).reshape(-1)
+    # By the definition: the nearer of the two neighbours, the even one where both are as near.
+    up = (lower > 0x8000) | ((lower == 0x8000) & (patterns[:, None] % 2 == 1))
+    wanted = (patterns[:, None] + up).reshape(-1).astype(np.uint16)
+    is_nan = np.isnan(floats.view(np.float32))
+    wanted[is_nan] = 0x7FFF
+    count = len(floats)
+    source = np.resize(patterns, count).astype(np.uint16)
+    widened, narrowed = bench.poisoned([count], "u4"), bench.poisoned([count], "u2")
+    bench.run(
+        "half_round_trip",
+        Launch(grid=(-(-count // 256), 1, 1), block=(256, 1, 1)),
+        *(bench.put(source), widened, bench.put(floats), narrowed, count),
+    )
+    got = bench.get(widened, [count], "u4")
+    np.testing.assert_array_equal(got, source.astype(np.uint32) << 16)
+    np.testing.assert_array_equal(bench.get(narrowed, [count], "u2"), wanted)
 
 
 @pytest.fixture

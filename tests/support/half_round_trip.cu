@@ -1,8 +1,8 @@
-// Both conversions of half.h, for its test.
+// Both conversions of half.h or bfloat16.h, for their test.
 #include "kernel.h"
 
-extern "C" __global__ void half_round_trip(const half* halves, float* widened, const float* floats,
-                                           half* narrowed, int count) {
+extern "C" __global__ void half_round_trip(const ELEMENT* halves, float* widened, const float* floats,
+                                           ELEMENT* narrowed, int count) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
     widened[i] = to_float(halves[i]);
