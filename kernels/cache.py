@@ -32,9 +32,9 @@ class ImageCache:
     def image(self, variant: Variant, arch: int) -> bytes:
         """The cubin for a chip, or PTX where the catalogue does not know the chip.
 
-        Raises CompileError where it has to be compiled and cannot be.
+        Raises CompileError where it has to be compiled and cannot be, or does not suit the chip.
         """
-        kind = f"sm_{arch}" if arch in variant.archs else "ptx"
+        kind = variant.target(arch) if arch in variant.archs else "ptx"
         path = self._folder / f"{variant.name}-{kind}-{self._key(variant, kind)}"
         found = self._read(path)
         if found is not None:
@@ -48,7 +48,8 @@ class ImageCache:
         """Make everything ahead of time, PTX included."""
         for variant in variants:
             for arch in (*archs, max(ARCHS) + 1):
-                self.image(variant, arch)
+                if arch in variant.archs or not variant.suffix:
+                    self.image(variant, arch)
 
     def _chosen(self) -> Compiler:
         if self._compiler is None:

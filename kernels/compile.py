@@ -46,6 +46,7 @@ class Nvrtc:
     """NVIDIA's run-time compiler, in the process."""
 
     def __init__(self) -> None:
+        self.log = ""  # what it said of the last image, its assembler's warnings included
         try:
             self._api = api = importlib.import_module("cuda.bindings.nvrtc")
             api.nvrtcVersion()
@@ -55,9 +56,11 @@ class Nvrtc:
             raise CompileError("libnvrtc is not installed") from None
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
-        return self._image(variant, f"sm_{arch}", "CUBIN")
+        _require_chip(variant, arch)
+        return self._image(variant, variant.target(arch), "CUBIN")
 
     def ptx(self, variant: Variant) -> bytes:
+        _require_chip(variant, None)
         return self._image(variant, f"compute_{PTX_ARCH}", "PTX").rstrip(b"\0")
 
     def _image(self, variant: Variant, target: str, kind: str) -> bytes:
@@ -73,10 +76,11 @@ class Nvrtc:
         options = [*OPTIONS, *_definitions(variant), f"--gpu-architecture={target}"]
         encoded = [option.encode() for option in options]
         (status,) = api.nvrtcCompileProgram(program, len(encoded), encoded)
+        log = self._text(program, api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog)
+        self.log = log.rstrip(b"\0").decode(errors="replace").strip()
         if int(status) != 0:
-            log = self._text(program, api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog)
             api.nvrtcDestroyProgram(program)
-            raise _failure(variant, target, log.decode(errors="replace"))
+            raise _failure(variant, target, self.log)
         size = getattr(api, f"nvrtcGet{kind}Size")
         image = self._text(program, size, getattr(api, f"nvrtcGet{kind}"))
         api.nvrtcDestroyProgram(program)
@@ -104,18 +108,25 @@ class Nvcc:
         self._made: dict[str, bytes] = {}
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
+        _require_chip(variant, arch)
+        target = variant.target(arch)
+        virtual = target.replace("sm", "compute") if variant.suffix else f"compute_{PTX_ARCH}"
         with tempfile.TemporaryDirectory() as folder:
             source, image = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-            source.write_bytes(self.ptx(variant))
-            what = f"{variant.name} for sm_{arch}"
-            _run([self._ptxas, f"-arch=sm_{arch}", "-O3", str(source), "-o", str(image)], what)
+            source.write_bytes(self._ptx(variant, virtual))
+            what = f"{variant.name} for {target}"
+            _run([self._ptxas, f"-arch={target}", "-O3", str(source), "-o", str(image)], what)
             return image.read_bytes()
 
     def ptx(self, variant: Variant) -> bytes:
+        _require_chip(variant, None)
+        return self._ptx(variant, f"compute_{PTX_ARCH}")
+
+    def _ptx(self, variant: Variant, virtual: str) -> bytes:
         if variant.name not in self._made:
             with tempfile.TemporaryDirectory() as folder:
                 image = Path(folder, "kernel.ptx")
-                options = [*OPTIONS, *_definitions(variant), f"-arch=compute_{PTX_ARCH}"]
+                options = [*OPTIONS, *_definitions(variant), f"-arch={virtual}"]
                 source = str(SOURCES / variant.source)
                 command = [self._nvcc, "-ptx", *options, "-O3", _INCLUDE, source, "-o", str(image)]
                 _run(command, f"{variant.name} to PTX")
@@ -151,6 +162,14 @@ def host_library(variants: Sequence[Variant]) -> bytes:
         image = Path(folder, "kernels.so")
         _run([compiler, "-shared", *objects, "-o", str(image)], "the host library")
         return image.read_bytes()
+
+
+def _require_chip(variant: Variant, arch: int | None) -> None:
+    """Raise CompileError where a kernel of few chips is asked for another, or for chips to come."""
+    if variant.suffix and arch not in variant.archs:
+        these = ", ".join(variant.target(chip) for chip in variant.archs)
+        other = "newer chips" if arch is None else f"sm_{arch}"
+        raise CompileError(f"{variant.name} is for {these} alone, not for {other}")
 
 
 def _definitions(variant: Variant) -> list[str]:

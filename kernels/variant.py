@@ -21,3 +21,8 @@ class Variant:
     registers: int  # at most so many a thread, on every chip
     shared_bytes: int = 0  # static
     archs: tuple[int, ...] = ARCHS
+    suffix: str = ""  # "a": instructions that only these very chips have, and no newer one
+
+    def target(self, arch: int) -> str:
+        """The assembler's name of a chip for this kernel, such as sm_90a."""
+        return f"sm_{arch}{self.suffix}"

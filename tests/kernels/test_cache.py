@@ -66,6 +66,19 @@ def test_a_chip_nobody_knows_gets_ptx(cache: ImageCache) -> None:
     assert cache.image(VARIANT, 130) == b"prepare.float16 ptx"
 
 
+def test_a_kernel_of_one_chip_has_one_image(
+    cache: ImageCache, compiler: Counting, tmp_path: Path
+) -> None:
+    one = dataclasses.replace(VARIANT, archs=(90,), suffix="a")
+    cache.fill([one])
+    assert compiler.made == ["prepare.float16 sm_90"]
+    (path,) = (tmp_path / "kernels").iterdir()
+    assert "-sm_90a-" in path.name
+    assert cache.image(one, 90) == b"prepare.float16 sm_90"
+    cache.image(VARIANT, 90)
+    assert len(compiler.made) == 2  # Another target is another image.
+
+
 def test_anything_that_changes_makes_another_image(
     cache: ImageCache, compiler: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
