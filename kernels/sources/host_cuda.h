@@ -3,8 +3,8 @@
 // Each thread of a block is a fibre; a barrier hands control back until all have arrived. Blocks run
 // one after the other. Shared memory is poisoned before each block. HOST_CUDA_ORDER=reverse runs
 // threads and blocks backwards, so that a result which leans on an order shows. A barrier that not
-// all threads reach ends the launch with a message, and so does a write past the end of the dynamic
-// shared memory.
+// all threads reach ends the launch with a message, and so does a wait for what nobody does, or a
+// write past the end of the dynamic shared memory.
 #pragma once
 #include <ucontext.h>
 
@@ -39,7 +39,15 @@ constexpr size_t kStack = 64 * 1024;
 constexpr size_t kMostShared = 227 * 1024;  // of any chip
 constexpr size_t kGuard = 1024;             // bytes behind the dynamic shared memory
 constexpr size_t kSlot = 64;                // bytes of one thread in a warp's exchange
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kWaiting, kDone };
+
+// What a thread may wait for, and what to say where that never comes.
+struct Condition {
+    bool (*met)(const void* what, uint64_t value);
+    const void* what;
+    uint64_t value;
+    const char* never;
+};
 
 struct Fibre {
     jmp_buf here;
@@ -49,11 +57,29 @@ struct Fibre {
     bool running;          // it has been entered, and goes from one block to the next
     const char* exchange;  // the warp's exchange it waits in
     unsigned turn;         // exchanges so far in this block
+    Condition condition;   // what it waits for
+};
+
+// A part of the chip beside the threads. It is set up before each block, told to go on when no
+// thread can (false: it has nothing left to do), and asked for trouble at the block's end.
+struct Unit {
+    void (*begin)();
+    bool (*advance)();
+    const char* (*end)();
+    Unit* next;
+};
+static Unit* units;
+struct Install {
+    explicit Install(Unit* unit) {
+        unit->next = units;
+        units = unit;
+    }
 };
 
 static Fibre fibres[kMostThreads];
 static jmp_buf scheduler;
 static unsigned current;
+static bool backwards;
 static void (*body)(void*);
 static void* body_arguments;
 static const char* failure;
@@ -77,6 +103,13 @@ static inline void fail(const char* message) {
 
 static inline void require(bool holds, const char* otherwise) {
     if (!holds) fail(otherwise);
+}
+
+// Goes on once the condition holds.
+static inline void wait_until(const Condition& condition) {
+    if (condition.met(condition.what, condition.value)) return;
+    fibres[current].condition = condition;
+    wait(State::kWaiting);
 }
 
 static inline void require_shared(const void* address, size_t bytes) {
@@ -128,39 +161,60 @@ static void go_on(Fibre& fibre) {
     setcontext(&context);
 }
 
-// Lets those waiting for one another go on; null while all is well.
-static const char* release(State barrier, unsigned first, unsigned count, const char* trouble) {
-    unsigned waiting = 0;
-    for (unsigned i = first; i < first + count; i++) waiting += fibres[i].state == barrier;
-    if (waiting == 0) return nullptr;
-    if (waiting < count) return trouble;
+// Lets those waiting for one another go on, once all of them are there.
+static bool release(State barrier, unsigned first, unsigned count) {
+    for (unsigned i = first; i < first + count; i++)
+        if (fibres[i].state != barrier) return false;
     if (barrier == State::kAtWarpBarrier)
         for (unsigned i = first; i < first + count; i++)
             if (strcmp(fibres[i].exchange, fibres[first].exchange))
-                return "threads of one warp in different exchanges";
+                failure = "threads of one warp in different exchanges";
     for (unsigned i = first; i < first + count; i++) fibres[i].state = State::kReady;
-    return nullptr;
+    return true;
 }
 
-// Until each thread of the warp is done or waits for the block.
-static const char* run_warp(unsigned warp, unsigned threads, bool backwards) {
+static bool can_go_on(Fibre& fibre) {
+    if (fibre.state == State::kWaiting &&
+        fibre.condition.met(fibre.condition.what, fibre.condition.value))
+        fibre.state = State::kReady;
+    return fibre.state == State::kReady;
+}
+
+// As far as the threads of a warp get without other warps; whether any went on.
+static bool run_warp(unsigned warp, unsigned threads) {
     const unsigned first = warp * kLanes;
     const unsigned count = threads - first < kLanes ? threads - first : kLanes;
-    for (bool ran = true; ran;) {
+    bool ever = false;
+    for (bool ran = true; ran && !failure;) {
         ran = false;
-        for (unsigned step = 0; step < count; step++) {
+        for (unsigned step = 0; step < count && !failure; step++) {
             current = first + (backwards ? count - 1 - step : step);
-            if (fibres[current].state != State::kReady) continue;
+            if (!can_go_on(fibres[current])) continue;
             threadIdx = fibres[current].index;
             go_on(fibres[current]);
-            if (failure) return failure;
             ran = true;
         }
-        const char* trouble = release(State::kAtWarpBarrier, first, count,
-                                      "a warp's exchange that not all its threads reach");
-        if (trouble) return trouble;
+        ran |= release(State::kAtWarpBarrier, first, count);
+        ever |= ran;
     }
-    return nullptr;
+    return ever;
+}
+
+static bool advance_units() {
+    for (Unit* unit = units; unit; unit = unit->next)
+        if (unit->advance()) return true;
+    return false;
+}
+
+// Why no thread can go on.
+static const char* standstill(unsigned threads) {
+    const char* why = "a barrier that not all threads of the block reach";
+    for (unsigned i = 0; i < threads; i++) {
+        if (fibres[i].state == State::kWaiting) return fibres[i].condition.never;
+        if (fibres[i].state == State::kAtWarpBarrier)
+            why = "a warp's exchange that not all its threads reach";
+    }
+    return why;
 }
 
 static bool guard_holds() {
@@ -169,12 +223,19 @@ static bool guard_holds() {
     return holds;
 }
 
-static const char* run_block(unsigned threads, bool backwards) {
+static const char* end_block() {
+    for (Unit* unit = units; unit; unit = unit->next)
+        if (const char* trouble = unit->end()) return trouble;
+    return guard_holds() ? nullptr : "a write past the end of shared memory";
+}
+
+static const char* run_block(unsigned threads) {
     if (__start_shared_memory)
         memset(__start_shared_memory, 0xFF, size_t(__stop_shared_memory - __start_shared_memory));
     memset(dynamic_shared, 0xFF, dynamic_bytes);
     memset(dynamic_shared + dynamic_bytes, 0xA5, kGuard);
     block_number++;
+    for (Unit* unit = units; unit; unit = unit->next) unit->begin();
     for (unsigned i = 0; i < threads; i++) {
         Fibre& fibre = fibres[i];
         fibre.state = State::kReady;
@@ -185,22 +246,21 @@ static const char* run_block(unsigned threads, bool backwards) {
     // a missing barrier shows.
     const unsigned warps = (threads + kLanes - 1) / kLanes;
     for (;;) {
-        for (unsigned step = 0; step < warps; step++) {
-            const char* trouble = run_warp(backwards ? warps - 1 - step : step, threads, backwards);
-            if (trouble) return trouble;
-        }
+        bool ran = false;
+        for (unsigned step = 0; step < warps && !failure; step++)
+            ran |= run_warp(backwards ? warps - 1 - step : step, threads);
+        if (failure) return failure;
         bool done = true;
         for (unsigned i = 0; i < threads; i++) done &= fibres[i].state == State::kDone;
-        if (done) return guard_holds() ? nullptr : "a write past the end of shared memory";
-        const char* trouble = release(State::kAtBlockBarrier, 0, threads,
-                                      "a barrier that not all threads of the block reach");
-        if (trouble) return trouble;
+        if (done) return end_block();
+        ran |= release(State::kAtBlockBarrier, 0, threads);
+        if (!ran && !advance_units()) return standstill(threads);
     }
 }
 
 static const char* run_grid(const unsigned* grid, const unsigned* block, size_t shared_bytes) {
     const char* order = getenv("HOST_CUDA_ORDER");
-    const bool backwards = order && !strcmp(order, "reverse");
+    backwards = order && !strcmp(order, "reverse");
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     const unsigned threads = block[0] * block[1] * block[2];
@@ -213,7 +273,7 @@ static const char* run_grid(const unsigned* grid, const unsigned* block, size_t 
         const size_t i = backwards ? blocks - 1 - step : step;
         blockIdx = {unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]),
                     unsigned(i / (size_t(grid[0]) * grid[1]))};
-        if (const char* trouble = run_block(threads, backwards)) {
+        if (const char* trouble = run_block(threads)) {
             for (unsigned t = 0; t < threads; t++) fibres[t].running = false;
             return trouble;
         }
