@@ -1,0 +1,199 @@
+"""`conv`: a convolution over NHWC as a product, its epilogue as of `gemm`, with float32 sums.
+
+A row of the product is a pixel of the output, its depth runs over the filter's pixels and their
+channels (implicit GEMM): nothing is unfolded in memory. The input may be two sources side by side
+in channels, and may be enlarged by nearest neighbours while it is read.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_rt.kernels import epilogue as epilogues
+from diffusion_rt.kernels.driver.arguments import Parameter
+from diffusion_rt.kernels.driver.errors import Misuse
+from diffusion_rt.kernels.epilogue import Activation, Epilogue
+from diffusion_rt.kernels.gemm import Product
+
+Padding = tuple[int, int, int, int]
+
+PARAMETERS = (
+    Parameter("first", "pointer", alignment=16),  # [images, height, width, C] or [..., C1]
+    Parameter("second", "pointer", alignment=16, nullable=True),  # [images, height, width, C - C1]
+    Parameter("weight", "pointer", alignment=16),  # [N, kh, kw, C]
+    Parameter("bias", "pointer", alignment=16, nullable=True),  # [N]
+    Parameter("vector", "pointer", alignment=16, nullable=True),  # [images, N]
+    Parameter("residual", "pointer", alignment=16, nullable=True),  # [images, oh, ow, N]
+    Parameter("output", "pointer", alignment=16),  # [images, oh, ow, N]; may be the residual
+    Parameter(
+        "partial", "pointer", alignment=16, nullable=True
+    ),  # [splits, images oh ow, N] float32
+    Parameter("arrived", "pointer", alignment=4, nullable=True),  # [tiles] uint32
+    Parameter("rows", "int32"),  # images oh ow
+    Parameter("columns", "int32"),  # N
+    Parameter("channels", "int32"),  # C
+    Parameter("first_channels", "int32"),  # C1, or C
+    Parameter("first_stride", "int32"),  # of a pixel
+    Parameter("second_stride", "int32"),
+    Parameter("height", "int32"),  # of the source as it lies in memory
+    Parameter("width", "int32"),
+    Parameter("seen_height", "int32"),  # after enlarging
+    Parameter("seen_width", "int32"),
+    Parameter("output_height", "int32"),
+    Parameter("output_width", "int32"),
+    Parameter("kernel_width", "int32"),
+    Parameter("taps", "int32"),  # kh kw
+    Parameter("stride", "int32"),
+    Parameter("top", "int32"),  # padding
+    Parameter("left", "int32"),
+    Parameter("shift", "int32"),  # 1 where the source is enlarged, else 0
+    Parameter("vector_stride", "int32"),
+    Parameter("residual_stride", "int32"),
+    Parameter("output_stride", "int32"),
+    Parameter("activation", "int32"),
+    Parameter("split_depth", "int32"),  # of kh kw C
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    """A convolution's sizes; strides count elements from one pixel to the next.
+
+    `padding` is (top, left, bottom, right). `enlarged` is the size (height, width) that the source
+    seems to have when each pixel is read twice in both directions: twice its own, or one less.
+    A stride of 0 stands for pixels that follow one another. Raises Misuse, naming the number, where
+    a width or stride is no multiple of 8, or nothing is left of the output.
+    """
+
+    dtype: str  # float16, bfloat16 or float32, of all arrays
+    images: int
+    height: int
+    width: int
+    channels: int  # C of the source, or of both
+    filters: int  # N
+    kernel: tuple[int, int]
+    stride: int = 1
+    padding: Padding = (0, 0, 0, 0)
+    enlarged: tuple[int, int] | None = None
+    first_channels: int = 0  # of the first of two sources; 0 where there is one
+    first_stride: int = 0
+    second_stride: int = 0
+    vector_stride: int = 0
+    residual_stride: int = 0
+    output_stride: int = 0
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.height, self.width, *self.kernel, self.stride) < 1:
+            raise Misuse(
+                f"a convolution of {self.images} x {self.height} x {self.width} with a filter of "
+                f"{self.kernel}, stride {self.stride}"
+            )
+        for name, seen, size in zip(
+            ("height", "width"), self.seen, (self.height, self.width), strict=True
+        ):
+            if self.enlarged and seen not in (2 * size, 2 * size - 1):
+                raise Misuse(f"{name} {size} enlarged to {seen}; {2 * size} or one less is wanted")
+        if min(self.padding) < 0 or min(self.output_size) < 1:
+            raise Misuse(
+                f"a convolution of {self.seen} with a filter of {self.kernel} and padding "
+                f"{self.padding} leaves nothing"
+            )
+        product = self.product  # It checks widths and strides.
+        object.__setattr__(self, "first_channels", self.first_channels or self.channels)
+        for name in ("first", "second"):
+            width = product.first_depth if name == "first" else self.channels - product.first_depth
+            object.__setattr__(self, f"{name}_stride", getattr(self, f"{name}_stride") or width)
+        for name in ("vector_stride", "residual_stride", "output_stride"):
+            object.__setattr__(self, name, getattr(product, name))
+
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Height and width that the filter moves over."""
+        return self.enlarged or (self.height, self.width)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        top, left, bottom, right = self.padding
+        height, width = self.seen
+        return (
+            (height + top + bottom - self.kernel[0]) // self.stride + 1,
+            (width + left + right - self.kernel[1]) // self.stride + 1,
+        )
+
+    @property
+    def rows(self) -> int:
+        """Pixels of the output, of all images: M of the product."""
+        return self.images * self.output_size[0] * self.output_size[1]
+
+    @property
+    def depth(self) -> int:
+        """kh kw C: K of the product."""
+        return self.kernel[0] * self.kernel[1] * self.channels
+
+    @property
+    def product(self) -> Product:
+        """One pixel of the filter as a product; its strides are those of the convolution."""
+        return Product(
+            dtype=self.dtype,
+            rows=self.rows,
+            columns=self.filters,
+            depth=self.channels,
+            first_depth=0 if self.first_channels == self.channels else self.first_channels,
+            image_rows=self.rows // self.images,
+            first_stride=self.first_stride,
+            second_stride=self.second_stride,
+            vector_stride=self.vector_stride,
+            residual_stride=self.residual_stride,
+            output_stride=self.output_stride,
+            epilogue=self.epilogue,
+        )
+
+    @property
+    def flops(self) -> int:
+        """2 for each pixel of the output, filter, and weight of a filter."""
+        return 2 * self.rows * self.filters * self.depth
+
+
+def reference(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    *,
+    stride: int = 1,
+    padding: Padding = (0, 0, 0, 0),
+    enlarged: tuple[int, int] | None = None,
+    bias: NDArray[Any] | None = None,
+    vector: NDArray[Any] | None = None,
+    activation: Activation = "none",
+    residual: NDArray[Any] | None = None,
+) -> NDArray[np.float64]:
+    """The convolution of x [images, height, width, C] with weight [N, kh, kw, C], in float64.
+
+    The result is [images, oh, ow, N] (N / 2 with geglu), as is the residual; bias [N], vector
+    [images, N]; padding (top, left, bottom, right).
+    """
+    source = x.astype(np.float64)
+    if enlarged is not None:
+        rows, columns = (np.arange(size) // 2 for size in enlarged)
+        source = source[:, rows][:, :, columns]
+    top, left, bottom, right = padding
+    source = np.pad(source, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    images, height, width, _ = source.shape
+    filters, kh, kw, _ = weight.shape
+    oh, ow = (height - kh) // stride + 1, (width - kw) // stride + 1
+    sums = np.zeros((images, oh, ow, filters))
+    for y in range(kh):
+        for z in range(kw):
+            part = source[:, y : y + stride * oh : stride, z : z + stride * ow : stride]
+            sums += part[:, :oh, :ow] @ weight[:, y, z].astype(np.float64).T
+    result = epilogues.reference(
+        sums.reshape(images, oh * ow, filters),
+        bias=bias,
+        vector=vector,
+        activation=activation,
+        residual=None if residual is None else residual.reshape(images, oh * ow, -1),
+    )
+    return result.reshape(images, oh, ow, -1)

@@ -1,0 +1,130 @@
+"""`gemm`: Y[M, N] = epilogue(A[M, K] · W[N, K]ᵀ), with float32 sums.
+
+A may be two sources side by side, the first columns from one and the rest from the other: what
+concatenation would write. Rows of A, Y and the residual may lie in wider buffers.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_rt.kernels import epilogue as epilogues
+from diffusion_rt.kernels.driver.arguments import Parameter
+from diffusion_rt.kernels.driver.errors import Misuse
+from diffusion_rt.kernels.epilogue import Activation, Epilogue
+
+VECTOR = 8  # elements of one load: every width and stride is a multiple
+
+PARAMETERS = (
+    Parameter("first", "pointer", alignment=16),  # [M, K] or [M, K1]
+    Parameter("second", "pointer", alignment=16, nullable=True),  # [M, K - K1]
+    Parameter("weight", "pointer", alignment=16),  # [N, K]
+    Parameter("bias", "pointer", alignment=16, nullable=True),  # [N]
+    Parameter("vector", "pointer", alignment=16, nullable=True),  # [images, N]
+    Parameter("residual", "pointer", alignment=16, nullable=True),  # [M, N], or N / 2
+    Parameter("output", "pointer", alignment=16),  # [M, N], or N / 2; may be the residual
+    Parameter("partial", "pointer", alignment=16, nullable=True),  # [splits, M, N] float32
+    Parameter("arrived", "pointer", alignment=4, nullable=True),  # [tiles] uint32
+    Parameter("rows", "int32"),  # M
+    Parameter("columns", "int32"),  # N
+    Parameter("depth", "int32"),  # K
+    Parameter("first_depth", "int32"),  # K1, or K
+    Parameter("first_stride", "int32"),
+    Parameter("second_stride", "int32"),
+    Parameter("image_rows", "int32"),
+    Parameter("vector_stride", "int32"),
+    Parameter("residual_stride", "int32"),
+    Parameter("output_stride", "int32"),
+    Parameter("activation", "int32"),
+    Parameter("split_depth", "int32"),  # of K, a multiple of what a block takes at once
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A product's sizes; strides count elements from one row to the next.
+
+    A stride of 0 stands for rows that follow one another. Raises Misuse, naming the number, where
+    a width or stride is no multiple of 8.
+    """
+
+    dtype: str  # float16, bfloat16 or float32, of all arrays
+    rows: int  # M
+    columns: int  # N, rows of the weight
+    depth: int  # K
+    first_depth: int = 0  # columns of the first of two sources; 0 where there is one
+    image_rows: int = 0  # rows of one image, for the epilogue's vector; 0 stands for M
+    first_stride: int = 0
+    second_stride: int = 0
+    vector_stride: int = 0
+    residual_stride: int = 0
+    output_stride: int = 0
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.image_rows < 0:
+            raise Misuse(f"a product of {self.rows} rows, {self.image_rows} of an image")
+        wanted = {"columns": self.columns, "depth": self.depth}
+        for name, number in wanted.items():
+            if number < 1 or number % VECTOR:
+                raise Misuse(f"{name}={number} of a product; a multiple of {VECTOR} is wanted")
+        if self.first_depth % VECTOR or not 0 <= self.first_depth < self.depth:
+            raise Misuse(
+                f"first_depth={self.first_depth} of a product of depth {self.depth}; "
+                f"a smaller multiple of {VECTOR} is wanted"
+            )
+        widths = {
+            "first_stride": self.first_depth or self.depth,
+            "second_stride": self.depth - self.first_depth,
+            "vector_stride": self.columns,
+            "residual_stride": self.output_columns,
+            "output_stride": self.output_columns,
+        }
+        for name, width in widths.items():
+            stride = getattr(self, name) or width
+            if stride % VECTOR or stride < width:
+                raise Misuse(
+                    f"{name}={stride} of a product; a multiple of {VECTOR}, at least {width}, "
+                    "is wanted"
+                )
+            object.__setattr__(self, name, stride)
+        object.__setattr__(self, "image_rows", self.image_rows or self.rows)
+        object.__setattr__(self, "first_depth", self.first_depth or self.depth)
+
+    @property
+    def output_columns(self) -> int:
+        """Columns of the output: N, or half of it with geglu."""
+        return self.epilogue.columns(self.columns)
+
+    @property
+    def flops(self) -> int:
+        """2 M N K."""
+        return 2 * self.rows * self.columns * self.depth
+
+
+def reference(
+    a: NDArray[Any],
+    weight: NDArray[Any],
+    *,
+    bias: NDArray[Any] | None = None,
+    vector: NDArray[Any] | None = None,
+    activation: Activation = "none",
+    residual: NDArray[Any] | None = None,
+) -> NDArray[np.float64]:
+    """The product of a [M, K] (two sources concatenated) and weight [N, K], in float64.
+
+    bias [N], vector [images, N] for M / images rows each, residual [M, N] (N / 2 with geglu).
+    """
+    images = 1 if vector is None else len(vector)
+    sums = a.astype(np.float64) @ weight.astype(np.float64).T
+    shaped = None if residual is None else residual.reshape(images, -1, residual.shape[-1])
+    result = epilogues.reference(
+        sums.reshape(images, -1, sums.shape[-1]),
+        bias=bias,
+        vector=vector,
+        activation=activation,
+        residual=shaped,
+    )
+    return result.reshape(len(a), -1)
