@@ -11,6 +11,7 @@ from diffusion_rt.kernels.driver.errors import (
 )
 from diffusion_rt.kernels.driver.interface import Device, Part, part
 from diffusion_rt.kernels.driver.launch import Launch, Limits, limits_of
+from diffusion_rt.kernels.driver.tensor_map import TensorMap
 
 __all__ = [
     "BadImage",
@@ -24,6 +25,7 @@ __all__ = [
     "OutOfMemory",
     "Parameter",
     "Part",
+    "TensorMap",
     "limits_of",
     "open_device",
     "part",

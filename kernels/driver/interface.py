@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from diffusion_rt.kernels.driver.arguments import Parameter, Value
 from diffusion_rt.kernels.driver.errors import Misuse
 from diffusion_rt.kernels.driver.launch import Launch, Limits
+from diffusion_rt.kernels.driver.tensor_map import TensorMap
 
 ALIGNMENT = 256
 """Every allocation starts at a multiple of this many bytes."""
@@ -219,6 +220,13 @@ class Device(Closing, Protocol):
     def stream(self) -> Stream: ...
 
     def event(self, *, timed: bool = False) -> Event: ...
+
+    def tensor_map(self, described: TensorMap) -> bytes:
+        """The map as a kernel's argument; it knows the address, and does not keep a buffer open.
+
+        Raises Misuse on chips before sm_90.
+        """
+        ...
 
     def load(self, image: bytes) -> Module:
         """Load a cubin or PTX (the simulator: a host library); raises BadImage."""

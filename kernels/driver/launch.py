@@ -57,6 +57,11 @@ class Limits:
         if launch.overlap and self.arch < 90:
             raise Misuse(f"{name}: overlapping launches need sm_90, this is sm_{self.arch}")
 
+    def check_tensor_maps(self, name: str) -> None:
+        """Raise Misuse where the chip has no tensor maps."""
+        if self.arch < 90:
+            raise Misuse(f"tensor map of {name}: tensor maps need sm_90, this is sm_{self.arch}")
+
     def _check_cluster(self, cluster: Size, grid: Size, name: str) -> None:
         if self.arch < 90:
             raise Misuse(f"{name}: clusters need sm_90, this is sm_{self.arch}")

@@ -622,9 +622,39 @@ int cuGraphExecUpdate(Graph *executable, Graph *graph, UpdateResult *result) {
     return OK;
 }
 
+/* The map is the simulator's plain one (kernels/driver/tensor_map.py), for the same host kernels. */
+int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
+                           int interleave, int swizzle, int promotion, int outside) {
+    ENTER(1);
+    struct {
+        char magic[8];
+        uint32_t rank, element_bytes;
+        uint64_t address, sizes[5], strides[4];
+        uint32_t box[5], swizzle, rest[2];
+    } plain = {"TILE MA", rank, type == 7 ? 4 : 2, (uint64_t)address, {0}, {0}, {0}, 0, {0}};
+    plain.magic[7] = 'P';
+    if ((uintptr_t)map % 64 || plain.address % 16 || rank < 1 || rank > 5 || interleave ||
+        outside || (type != 6 && type != 7 && type != 9) || swizzle < 0 || swizzle > 3 ||
+        promotion < 0 || promotion > 3)
+        return INVALID_VALUE;
+    plain.swizzle = swizzle ? 16u << swizzle : 0;
+    for (uint32_t i = 0; i < 5; i++) {
+        plain.sizes[i] = i < rank ? sizes[i] : 1;
+        plain.box[i] = i < rank ? box[i] : 1;
+        if (i < rank && (steps[i] != 1 || box[i] < 1 || box[i] > 256)) return INVALID_VALUE;
+        if (i + 1 < rank && strides[i] % 16) return INVALID_VALUE;
+        if (i < 4) plain.strides[i] = i + 1 < rank ? strides[i] : 0;
+    }
+    if (plain.swizzle && box[0] * plain.element_bytes > plain.swizzle) return INVALID_VALUE;
+    memcpy(map, &plain, sizeof plain);
+    return OK;
+}
+
 int cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags, int *status) {
     (void)version;
     (void)flags;
+    if (!strcmp(symbol, "cuGetProcAddress")) symbol = "cuGetProcAddress_v2";
     Dl_info self;
     dladdr(&started, &self);
     void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);

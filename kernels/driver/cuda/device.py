@@ -4,9 +4,11 @@ from diffusion_rt.kernels.driver.cuda.context import Context
 from diffusion_rt.kernels.driver.cuda.memory import CudaBuffer, CudaHostBuffer, CudaPool
 from diffusion_rt.kernels.driver.cuda.module import CudaModule
 from diffusion_rt.kernels.driver.cuda.stream import CudaEvent, CudaStream
+from diffusion_rt.kernels.driver.cuda.tensor_map import encode
 from diffusion_rt.kernels.driver.interface import Memory
 from diffusion_rt.kernels.driver.launch import Limits
 from diffusion_rt.kernels.driver.resource import Resource
+from diffusion_rt.kernels.driver.tensor_map import TensorMap
 
 
 class CudaDevice(Resource):
@@ -67,6 +69,10 @@ class CudaDevice(Resource):
 
     def load(self, image: bytes) -> CudaModule:
         return CudaModule(self, self._context, self._limits, image)
+
+    def tensor_map(self, described: TensorMap) -> bytes:
+        self._limits.check_tensor_maps(described.name)
+        return encode(self._context, described)
 
     def _ask(self, kind: object) -> int:
         answer = self._context.api.cuDeviceGetAttribute(kind, self._context.device)

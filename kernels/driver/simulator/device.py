@@ -12,6 +12,7 @@ from diffusion_rt.kernels.driver.simulator.memory import Allocation, SimulatedMe
 from diffusion_rt.kernels.driver.simulator.module import OpenImage, SimulatedModule, host_library
 from diffusion_rt.kernels.driver.simulator.queue import Mark, Queue, Work
 from diffusion_rt.kernels.driver.simulator.stream import Capture, SimulatedEvent, SimulatedStream
+from diffusion_rt.kernels.driver.tensor_map import TensorMap, plain
 
 
 class Simulator(Resource):
@@ -78,6 +79,13 @@ class Simulator(Resource):
         if not image:
             raise BadImage("an empty image is no kernel; compile the kernels anew")
         return SimulatedModule(self, self._open_image(image))
+
+    def tensor_map(self, described: TensorMap) -> bytes:
+        """A plain map; the whole tensor must lie in one buffer."""
+        self.require_open()
+        self._limits.check_tensor_maps(described.name)
+        self.space.find(described.address, described.nbytes, f"tensor map of {described.name}")
+        return plain(described)
 
     def stream_of(self, handle: int) -> SimulatedStream:
         """The stream a library was given the handle of; raises Misuse for any other number."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffusion_rt.kernels.driver.arguments import Packed, Value
+from diffusion_rt.kernels.driver.arguments import Packed, Parameter, Value
 from diffusion_rt.kernels.driver.errors import Misuse
 from diffusion_rt.kernels.driver.interface import Span
 from diffusion_rt.kernels.driver.launch import Launch
@@ -13,6 +13,7 @@ from diffusion_rt.kernels.driver.resource import Resource
 from diffusion_rt.kernels.driver.simulator.memory import Allocation
 from diffusion_rt.kernels.driver.simulator.module import SimulatedKernel
 from diffusion_rt.kernels.driver.simulator.queue import Hold, Item, Mark, Queue, Work
+from diffusion_rt.kernels.driver.tensor_map import plain_address
 
 if TYPE_CHECKING:
     from diffusion_rt.kernels.driver.simulator.device import Simulator
@@ -125,9 +126,9 @@ class SimulatedStream(Resource):
         self._device.limits.check(launch, kernel.name)
         packed = Packed(kernel.name, kernel.parameters, arguments)
         touches = tuple(
-            self._device.space.find(value, 1, f"{kernel.name}: {parameter.name}")
+            self._device.space.find(address, 1, f"{kernel.name}: {parameter.name}")
             for parameter, value in zip(kernel.parameters, packed.values, strict=True)
-            if parameter.kind == "pointer" and isinstance(value, int) and value
+            if (address := _address(parameter, value))
         )
         run = kernel.bind(launch, packed)
         self.submit(Work(kernel.name, f"launch of {kernel.name}", run, touches))
@@ -297,3 +298,10 @@ def _replay(items: list[tuple[SimulatedStream, Item]], origin: SimulatedStream) 
         else:
             queue.items.append(item)
     queues[origin].run()
+
+
+def _address(parameter: Parameter, value: Value) -> int:
+    """The memory that an argument points at; 0 where it points at none."""
+    if parameter.kind == "tensor_map" and isinstance(value, bytes):
+        return plain_address(value)
+    return value if parameter.kind == "pointer" and isinstance(value, int) else 0

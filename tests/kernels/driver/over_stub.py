@@ -20,9 +20,11 @@ from diffusion_rt.kernels.driver import (
     Misuse,
     NoDriver,
     OutOfMemory,
+    TensorMap,
     open_device,
 )
 from diffusion_rt.kernels.driver.cuda import context
+from diffusion_rt.kernels.driver.tensor_map import plain
 from support import scale_add
 from support.stub_driver import Journal
 
@@ -191,6 +193,34 @@ def test_launch_attributes_reach_the_driver(
     seen = (Attribute * 8)()
     count = STUB.stub_last_attributes(seen)
     assert [(a.id, list(a.value)[:3]) for a in seen[:count]] == wanted
+
+
+@pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_tensor_map_reaches_the_driver_whole(
+    device: Any, journal: Journal, dtype: Any, swizzle: Any
+) -> None:
+    """The stub writes down what it was told just as the simulator does."""
+    buffer = device.allocate(1 << 16)
+    for sizes, strides, box in (
+        ((96,), (), (8,)),
+        ((24, 7), (112,), (8, 256)),
+        ((8, 7, 5, 3, 2), (32, 256, 1280, 3840), (8, 4, 3, 2, 1)),
+    ):
+        described = TensorMap(
+            name="x",
+            dtype=dtype,
+            address=buffer.address,
+            sizes=sizes,
+            strides=strides,
+            box=box,
+            swizzle=swizzle,
+        )
+        assert device.tensor_map(described) == plain(described)
+    assert journal.take()[-1] == "cuGetProcAddress"
+    STUB.stub_fail(b"cuTensorMapEncodeTiled", 1)
+    with pytest.raises(Misuse, match="encode the tensor map of x"):
+        device.tensor_map(described)
 
 
 def test_a_capture(device: Any, journal: Journal) -> None:

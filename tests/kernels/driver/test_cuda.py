@@ -149,6 +149,7 @@ def test_the_real_device_keeps_the_contract_over_the_stub(bindings: Any, stub: P
 
 def test_the_real_device_calls_in_order_over_the_stub(bindings: Any, stub: Path) -> None:
     _pytest(stub, "over_stub.py")
+    _pytest(stub, "test_tensor_map.py", "-k", "encodes")
 
 
 def test_a_whole_denoise_runs_through_the_bindings(bindings: Any, stub: Path) -> None:
