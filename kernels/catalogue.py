@@ -1,6 +1,13 @@
 """Every kernel there is: its source, constants, parameters, and what it may cost on a chip."""
 
-from diffusion_rt.kernels import group_norm, guided_step, layer_norm, prepare, select_rows
+from diffusion_rt.kernels import (
+    attention_tactics,
+    group_norm,
+    guided_step,
+    layer_norm,
+    prepare,
+    select_rows,
+)
 from diffusion_rt.kernels.variant import ARCHS, SOURCES, Variant
 
 __all__ = ["ARCHS", "CATALOGUE", "SOURCES", "Variant"]
@@ -76,6 +83,7 @@ CATALOGUE = {
     for variant in (
         *_of_elements("float16"),
         *_of_elements("float32"),
+        *attention_tactics.VARIANTS,
         Variant(
             name="select_rows",
             kernel="select_rows",

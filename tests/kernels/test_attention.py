@@ -1,0 +1,266 @@
+"""Attention kernels against their reference, on the host."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from diffusion_rt.kernels.attention import (
+    Attention,
+    Dtype,
+    Strides,
+    head_major,
+    reference,
+    sequence_major,
+)
+from diffusion_rt.kernels.attention_tactics import TILED, Tactic, Tiled, tactics
+from diffusion_rt.kernels.driver import Misuse, limits_of
+from support.kernel_bench import KernelBench
+
+DTYPES: dict[Dtype, Any] = {
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "float32": np.float32,
+}
+EPSILON: dict[Dtype, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23}
+
+
+def plain(
+    q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], scale: float, causal: bool
+) -> NDArray[np.float64]:
+    """The same in three steps, each rounded to the dtype of the inputs; sums in float32."""
+    dtype = q.dtype
+    queries, keys, values = (x.astype(np.float32).transpose(0, 2, 1, 3) for x in (q, k, v))
+    scores = (queries @ keys.swapaxes(-1, -2)).astype(dtype).astype(np.float32) * np.float32(scale)
+    if causal:
+        scores = np.where(np.tri(q.shape[1], k.shape[1], dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights = (weights / weights.sum(-1, keepdims=True)).astype(dtype).astype(np.float32)
+    result: NDArray[Any] = (weights @ values).astype(dtype)
+    return result.transpose(0, 2, 1, 3).astype(np.float64)
+
+
+class Case:
+    """Numbers of one attention, run by a tactic."""
+
+    def __init__(self, seed: int, attention: Attention, spread: float = 1.0) -> None:
+        self.attention = a = attention
+        self.spread = spread
+        rng = np.random.default_rng(seed)
+        dtype = DTYPES[a.dtype]
+        size = (a.batch, a.queries, a.heads, a.head_size)
+        other = (a.batch, a.keys, a.heads, a.head_size)
+        self.q, self.k, self.v = (
+            (rng.normal(size=s) * spread).astype(dtype) for s in (size, other, other)
+        )
+        self.scale = a.head_size**-0.5 if a.scale is None else a.scale
+
+    def run(self, bench: KernelBench, tactic: Tactic) -> NDArray[np.float64]:
+        """What the kernel writes; checks that it writes nothing else."""
+        a = self.attention
+        launch = tactic.launch(a)
+        limits_of(120).check(launch, tactic.variant.name, tactic.variant.shared_bytes)
+        q, k, v = (
+            bench.put(spread_out(x, s)) for x, s in ((self.q, a.q), (self.k, a.k), (self.v, a.v))
+        )
+        extent = a.out.batch * a.batch + COLUMNS_BETWEEN
+        dtype = DTYPES[a.dtype]
+        out = bench.poisoned([extent], dtype)
+        arguments = tactic.arguments(a, q.address, k.address, v.address, out.address)
+        bench.run(tactic.variant.kernel, launch, *arguments)
+        flat = bench.get(out, [extent], dtype)
+        bench.clear()
+        places = indices(self.q.shape, a.out)
+        result = flat[places].astype(np.float64)
+        flat[places] = 0
+        untouched = np.delete(flat.view(f"u{flat.itemsize}"), places.reshape(-1))
+        assert (untouched == np.iinfo(untouched.dtype).max).all(), "written outside of the output"
+        return result
+
+    def check(self, got: NDArray[np.float64]) -> None:
+        truth = reference(self.q, self.k, self.v, self.scale, self.attention.causal)
+        # A handful of numbers has no typical error: some more draws of the same sizes have.
+        others = [Case(seed, self.attention, self.spread) for seed in range(8)]
+        error = max(case.plain_error() for case in (self, *others))
+        assert np.abs(got - truth).max() <= 2 * error
+
+    def plain_error(self) -> float:
+        """The largest error of plain code, and never under the rounding of one result."""
+        arguments = (self.q, self.k, self.v, self.scale, self.attention.causal)
+        truth = reference(*arguments)
+        epsilon = EPSILON[self.attention.dtype]
+        error = np.abs(plain(*arguments) - truth).max()
+        return float(max(error, np.abs(truth).max() * epsilon / 2))
+
+
+COLUMNS_BETWEEN = 16
+"""Elements behind a tensor that nobody may touch."""
+
+
+def indices(shape: tuple[int, ...], strides: Strides) -> NDArray[np.int64]:
+    """Where the elements of [batch, tokens, heads, head_size] lie."""
+    steps = (strides.batch, strides.token, strides.head, 1)
+    return np.asarray(
+        sum(
+            np.arange(count).reshape(-1, *(1,) * (3 - axis)) * step
+            for axis, (count, step) in enumerate(zip(shape, steps, strict=True))
+        )
+    )
+
+
+def spread_out(values: NDArray[Any], strides: Strides) -> NDArray[Any]:
+    """The values at their places, NaN between and behind."""
+    flat = np.full(strides.batch * values.shape[0] + COLUMNS_BETWEEN, np.nan, values.dtype)
+    flat[indices(values.shape, strides)] = values
+    return flat
+
+
+def contiguous(
+    dtype: Dtype, batch: int, heads: int, queries: int, keys: int, head_size: int, **more: Any
+) -> Attention:
+    of_queries = sequence_major(queries, heads, head_size)
+    of_keys = sequence_major(keys, heads, head_size)
+    return Attention(
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        head_size=head_size,
+        q=of_queries,
+        k=of_keys,
+        v=of_keys,
+        out=of_queries,
+        dtype=dtype,
+        **more,
+    )
+
+
+@pytest.fixture(scope="module", params=TILED, ids=lambda tactic: tactic.variant.name)
+def runs(request: pytest.FixtureRequest) -> Iterator[tuple[KernelBench, Tiled]]:
+    bench = KernelBench([request.param.variant])
+    yield bench, request.param
+    bench.clear()
+
+
+@given(data=st.data())
+@settings(max_examples=6, deadline=None)
+def test_any_sizes_and_layouts(runs: tuple[KernelBench, Tiled], data: st.DataObject) -> None:
+    bench, tactic = runs
+    draw = data.draw
+    head_size = draw(st.integers(1, tactic.head // 8)) * 8
+    heads, batch = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    queries, keys = draw(st.integers(1, 2 * tactic.rows + 1)), draw(st.integers(1, 150))
+    width = 3 * heads * head_size + 8 * draw(st.integers(0, 2))
+    layouts = {
+        "sequence": lambda tokens: sequence_major(tokens, heads, head_size),
+        "packed": lambda tokens: sequence_major(tokens, heads, head_size, width),
+        "heads": lambda tokens: head_major(tokens, heads, head_size),
+    }
+    chosen = [layouts[draw(st.sampled_from(sorted(layouts)))] for _ in range(4)]
+    attention = Attention(
+        batch=batch,
+        heads=heads,
+        queries=queries,
+        keys=keys,
+        head_size=head_size,
+        q=chosen[0](queries),
+        k=chosen[1](keys),
+        v=chosen[2](keys),
+        out=chosen[3](queries),
+        dtype=tactic.dtype,
+        scale=draw(st.sampled_from([None, 0.05, 1.0])),
+        causal=draw(st.booleans()),
+    )
+    case = Case(draw(st.integers(0, 2**32 - 1)), attention)
+    case.check(case.run(bench, tactic))
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_the_order_of_threads_does_not_show(
+    runs: tuple[KernelBench, Tiled], monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    bench, tactic = runs
+    monkeypatch.setenv("HOST_CUDA_ORDER", order)
+    case = Case(1, contiguous(tactic.dtype, 1, 1, tactic.rows + 3, 131, tactic.head))
+    case.check(case.run(bench, tactic))
+
+
+def test_one_key_is_its_value(runs: tuple[KernelBench, Tiled]) -> None:
+    bench, tactic = runs
+    case = Case(2, contiguous(tactic.dtype, 2, 2, 3, 1, 8))
+    wanted = np.broadcast_to(case.v.astype(np.float64), case.q.shape)
+    np.testing.assert_array_equal(case.run(bench, tactic), wanted)
+
+
+def test_scores_far_apart_do_not_overflow(runs: tuple[KernelBench, Tiled]) -> None:
+    """Scores of some thousands: without the running maximum, exp would leave float32."""
+    bench, tactic = runs
+    case = Case(3, contiguous(tactic.dtype, 1, 1, 5, 140, 32, scale=1.0), spread=30)
+    case.check(case.run(bench, tactic))
+
+
+def test_nan_comes_through(runs: tuple[KernelBench, Tiled]) -> None:
+    """A NaN is not lost in a maximum: every query that sees it, and no other, is NaN."""
+    bench, tactic = runs
+    case = Case(4, contiguous(tactic.dtype, 1, 2, 5, 80, 16, causal=True))
+    case.k[0, 3, 1, 7] = np.nan
+    got = np.isnan(case.run(bench, tactic))
+    wanted = np.zeros_like(got)
+    wanted[0, 3:, 1] = True
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_the_reference_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(5, contiguous("float32", 2, 3, 11, 7, 8, causal=True))
+    whole = reference(case.q, case.k, case.v, 0.3, True)
+    monkeypatch.setattr("diffusion_rt.kernels.attention._REFERENCE_SCORES", 2 * 3 * 7 * 2)
+    np.testing.assert_allclose(reference(case.q, case.k, case.v, 0.3, True), whole, rtol=1e-12)
+
+
+def test_the_reference_is_torchs_attention() -> None:
+    torch = pytest.importorskip("torch")
+    case = Case(6, contiguous("float32", 2, 2, 9, 9, 16))
+    q, k, v = (torch.from_numpy(x.transpose(0, 2, 1, 3)).double() for x in (case.q, case.k, case.v))
+    for causal in (False, True):
+        theirs = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=causal, scale=0.2
+        )
+        ours = reference(case.q, case.k, case.v, 0.2, causal).transpose(0, 2, 1, 3)
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"queries": 0}, "queries=0, 1 to 16384"),
+        ({"keys": 16385}, "keys=16385"),
+        ({"head_size": 44}, "head_size=44 is no multiple of 8"),
+        ({"heads": 0}, "heads=0"),
+        ({"scale": 0.0}, "scale=0.0"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"k": Strides(640, 36, 8)}, "k's token stride 36 is no multiple of 8"),
+    ],
+)
+def test_what_no_kernel_takes_is_refused(changed: dict[str, Any], said: str) -> None:
+    row = sequence_major(16, 2, 40)
+    whole = {"batch": 1, "heads": 2, "queries": 16, "keys": 16, "head_size": 40}
+    with pytest.raises(Misuse, match=said):
+        Attention(**{**whole, "q": row, "k": row, "v": row, "out": row, **changed})
+
+
+@pytest.mark.parametrize("arch", [80, 90, 120])
+def test_every_head_size_has_a_tactic_on_every_chip(arch: int) -> None:
+    for dtype in {tactic.dtype for tactic in TILED}:
+        for head_size in (*range(8, 161, 8), 512):
+            attention = contiguous(dtype, 1, 1, 64, 77, head_size)
+            for tactic in tactics(attention, limits_of(arch)):
+                limits = limits_of(arch)
+                launch = tactic.launch(attention)
+                limits.check(launch, tactic.variant.name, tactic.variant.shared_bytes)
+    with pytest.raises(Misuse, match=r"heads of 520 in float32 on sm_80; up to 512"):
+        tactics(contiguous("float32", 1, 1, 4, 4, 520), limits_of(80))
