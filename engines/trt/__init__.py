@@ -1,0 +1,1 @@
+"""The graphs as TensorRT engines: built for a GPU, kept as plan files, run from them."""
