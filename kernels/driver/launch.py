@@ -32,6 +32,7 @@ class Limits:
     block_threads: int = 1024
     block: Size = (1024, 1024, 64)
     grid: Size = (2**31 - 1, 65535, 65535)
+    multiprocessors: int = 132  # of one chip; an H200's where nobody asked a device
     cluster_blocks: int = 8  # what every chip with clusters takes without an opt-in
 
     def check(self, launch: Launch, name: str, static_shared_bytes: int = 0) -> None:

@@ -280,6 +280,9 @@ int cuDeviceGetAttribute(int *value, int kind, int device) {
         case 1:
             *value = 1024;
             return OK;
+        case 16:
+            *value = 132;
+            return OK;
         case 75:
             *value = 9;
             return OK;

@@ -42,6 +42,7 @@ class Context:
                 f"the NVIDIA driver knows CUDA {_dotted(version)}, {_dotted(LEAST_DRIVER)} is "
                 "needed; update it to R580 or newer"
             )
+        self.version = _dotted(version)
         self.device = self.check(driver.cuDeviceGet(ordinal), f"open device {ordinal}")
         self._context = self.check(
             driver.cuDevicePrimaryCtxRetain(self.device), f"open a context on device {ordinal}"

@@ -28,10 +28,12 @@ class CudaDevice(Resource):
         minor = self._ask(driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         shared = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
         threads = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK
+        multiprocessors = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
         self._limits = Limits(
             arch=10 * major + minor,
             shared_bytes=self._ask(shared),
             block_threads=self._ask(threads),
+            multiprocessors=self._ask(multiprocessors),
         )
 
     @property
@@ -41,6 +43,10 @@ class CudaDevice(Resource):
     @property
     def arch(self) -> int:
         return self._limits.arch
+
+    @property
+    def driver(self) -> str:
+        return self._context.version
 
     @property
     def limits(self) -> Limits:

@@ -46,6 +46,10 @@ class Simulator(Resource):
         return self._limits.arch
 
     @property
+    def driver(self) -> str:
+        return "simulated"
+
+    @property
     def limits(self) -> Limits:
         return self._limits
 

@@ -421,3 +421,10 @@ def test_a_copy_that_does_not_fit_is_refused(device: Device) -> None:
         device.stream().copy(device.allocate(4), device.allocate(8))
     with pytest.raises(Misuse, match="256 is no byte"):
         device.stream().fill(device.allocate(4), 256)
+
+
+def test_a_device_says_what_it_is(device: Device) -> None:
+    assert device.name
+    assert device.driver
+    assert device.limits.arch == device.arch
+    assert device.limits.multiprocessors > 0
