@@ -18,6 +18,14 @@ class Fault(RuntimeError):
     """What was asked for was right and still failed here; the command line exits with status 1."""
 
 
+def not_finite(evaluation: int, evaluations: int) -> Fault:
+    """The fault of latents that are not finite after an evaluation, counted from 1."""
+    return Fault(
+        f"the latents stopped being finite at evaluation {evaluation} of {evaluations}; "
+        "the checkpoint may be damaged, or the guidance scale too high for it"
+    )
+
+
 def shown(value: object, limit: int = 60) -> str:
     """A stranger's value as it may stand in a message: JSON, short, one line."""
     if isinstance(value, dict):

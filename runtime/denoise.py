@@ -6,7 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.errors import not_finite
+from diffusion_rt.engines.protocol import Denoiser, Evaluations
+from diffusion_rt.runtime.conditioning import Conditioning
 from diffusion_rt.runtime.noise import NoiseSource
 from diffusion_rt.runtime.plan import Plan, advance
 
@@ -41,13 +43,45 @@ def denoise(
         fresh = draw(noise, latent_shape) if step.noise else None
         state = advance(state, guided, fresh, step)
         if not np.isfinite(state[0]).all():
-            raise Fault(
-                f"the latents stopped being finite at evaluation {index + 1} of {len(plan.steps)}; "
-                "the checkpoint may be damaged, or the guidance scale too high for it"
-            )
+            raise not_finite(index + 1, len(plan.steps))
     report(len(plan.steps), len(plan.steps))
     latents: Array = state[0]
     return latents
+
+
+def denoise_on_device(
+    denoiser: Denoiser,
+    conditioning: Conditioning,
+    plan: Plan,
+    noise: Sequence[NoiseSource],
+    latent_shape: tuple[int, int, int],
+    guidance: "Guidance",
+    report: Callable[[int, int], None],
+) -> Array:
+    """The same latents as `denoise` makes, to rounding, from a backend's own loop.
+
+    All noise is drawn before the first evaluation, in the order in which `denoise` draws it.
+    """
+    start = plan.first(draw(noise, latent_shape))[0]
+    fresh = [draw(noise, latent_shape) for step in plan.steps if step.noise]
+    return denoiser(
+        conditioning={
+            "context": conditioning.context,
+            "text_embeds": conditioning.text_embeds,
+            "time_ids": conditioning.time_ids,
+        },
+        evaluations=Evaluations(
+            timesteps=plan.timesteps,
+            c_in=plan.coefficients[:, 0],
+            weights=plan.weights,
+            draws=plan.draws,
+        ),
+        guidance_scale=guidance.scale,
+        guidance_rescale=guidance.rescale,
+        start=start,
+        noise=np.stack(fresh) if fresh else np.zeros((0, *start.shape), np.float32),
+        report=report,
+    )
 
 
 def draw(noise: Sequence[NoiseSource], shape: tuple[int, int, int]) -> Array:
@@ -62,6 +96,16 @@ class Guidance:
         """`rescale` is phi of Lin et al., section 3.4; a scale of at most 1 turns guidance off."""
         self._scale = np.float32(scale)
         self._rescale = np.float32(rescale)
+
+    @property
+    def scale(self) -> float:
+        """The guidance scale, as float32 has it."""
+        return float(self._scale)
+
+    @property
+    def rescale(self) -> float:
+        """Phi of the rescale, as float32 has it."""
+        return float(self._rescale)
 
     @property
     def rows(self) -> int:

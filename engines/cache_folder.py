@@ -1,0 +1,29 @@
+"""Where on this machine things are kept that can be made again."""
+
+import os
+import stat
+from pathlib import Path
+
+from diffusion_rt.engines.errors import BadInput
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of that name under the user's cache folder, made where it is missing.
+
+    What lies there is run, so BadInput where others may write to it, or where it cannot be made.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-rt"
+    folder = base / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for place in (base, folder):
+            found = place.stat()
+            if found.st_uid not in (os.getuid(), 0):
+                raise BadInput(f"{place} belongs to another user; set XDG_CACHE_HOME to a folder")
+            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise BadInput(f"{place} can be written by others: chmod go-w {place}")
+    except OSError as error:
+        raise BadInput(
+            f"{folder} cannot be made ({error.strerror}); set XDG_CACHE_HOME to a folder of yours"
+        ) from None
+    return folder

@@ -1,0 +1,30 @@
+"""Device engines as a backend: graphs for the host's arrays, and the whole loop on the device."""
+
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.loop import DeviceDenoiser
+from diffusion_rt.engines.device.protocol import DeviceGraphs
+from diffusion_rt.engines.device.staged import Staged
+from diffusion_rt.engines.protocol import Denoiser, Engine
+from diffusion_rt.engines.spec import Precision
+
+
+class DeviceBackend:
+    """The graphs of TensorRT, or of the native engine, on one device."""
+
+    def __init__(self, graphs: DeviceGraphs, gpu: Gpu) -> None:
+        """`graphs` lie on `gpu`; both stay open for as long as the process uses them."""
+        self._graphs = graphs
+        self._gpu = gpu
+
+    @property
+    def name(self) -> str:
+        """Such as `trt (NVIDIA H200)`."""
+        return f"{self._graphs.name} ({self._gpu.device.name})"
+
+    def load(self, graph: str, precision: Precision | None = None) -> Engine:
+        """One graph, fed from the host and read back there."""
+        return Staged(graph, self._graphs.open(graph, precision), self._gpu.device)
+
+    def denoiser(self) -> Denoiser:
+        """The loop on the device; it opens the UNet when first called."""
+        return DeviceDenoiser(self._graphs, self._gpu)

@@ -1,0 +1,21 @@
+"""What goes wrong on a device, as the two kinds of failure a user can meet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.kernels import driver
+from diffusion_rt.kernels.compile import CompileError
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn the driver's errors in the block into BadInput, OutOfMemory or Fault about `what`."""
+    try:
+        yield
+    except driver.OutOfMemory as error:
+        raise OutOfMemory(f"{what}: {error}") from None
+    except (driver.NoDriver, CompileError) as error:
+        raise BadInput(f"{what}: {error}") from None
+    except driver.DeviceError as error:
+        raise Fault(f"{what}: {error}") from None

@@ -1,0 +1,52 @@
+"""A device and the kernels of the catalogue that were loaded on it."""
+
+from typing import Protocol
+
+from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.engines.device.errors import translated
+from diffusion_rt.kernels.cache import ImageCache
+from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.kernels.driver import Device, open_device
+from diffusion_rt.kernels.driver.interface import Kernel
+
+
+class Images(Protocol):
+    """Where compiled kernels come from; a simulated device has images of its own kind."""
+
+    def image(self, variant: Variant, arch: int) -> bytes:
+        """The image of a kernel for a chip; raises CompileError."""
+        ...
+
+
+class Gpu:
+    """A device that loads each kernel once, when it is first wanted."""
+
+    def __init__(self, device: Device, images: Images) -> None:
+        """Take the device over: `close` closes it."""
+        self.device = device
+        self._images = images
+        self._kernels: dict[str, Kernel] = {}
+
+    def kernel(self, variant: Variant) -> Kernel:
+        """The kernel, ready to launch; BadInput where it must be compiled and cannot be."""
+        if variant.name not in self._kernels:
+            with translated(f"kernel {variant.name}"):
+                image = self._images.image(variant, self.device.arch)
+                module = self.device.load(image)
+                self._kernels[variant.name] = module.kernel(variant.kernel, variant.parameters)
+        return self._kernels[variant.name]
+
+    def close(self) -> None:
+        """Close the device, and with it all that was made from it."""
+        self._kernels.clear()
+        self.device.close()
+
+
+def open_gpu(ordinal: int = 0) -> Gpu:
+    """The GPU of that number, its kernels kept in the user's cache folder.
+
+    Raises BadInput where there is no driver or no GPU.
+    """
+    with translated("the GPU"):
+        device = open_device(ordinal)
+    return Gpu(device, ImageCache(cache_folder("kernels")))

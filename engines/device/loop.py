@@ -1,0 +1,240 @@
+"""The denoising loop on a device: the host enqueues evaluations, and waits only to stay close.
+
+Conditioning and timesteps run through their parts of the UNet once, before the first evaluation;
+what they give stays on the device.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_rt.engines.device.bucket import Bucket, Size
+from diffusion_rt.engines.device.errors import translated
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.memory import Pinned
+from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine, DeviceGraphs
+from diffusion_rt.engines.errors import BadInput, OutOfMemory, not_finite
+from diffusion_rt.engines.protocol import Buffers, Evaluations
+from diffusion_rt.kernels import driver
+from diffusion_rt.kernels.driver.interface import Stream
+from diffusion_rt.kernels.step_table import ALL_FINITE, CURSOR
+
+Array = NDArray[np.float32]
+Report = Callable[[int, int], None]
+
+AHEAD = 4
+"""Evaluations the host may be ahead of the device: its own delays do not show, and cancelling
+takes no longer than these."""
+
+KEPT = 4
+"""Sizes whose memory and captured evaluation are kept, the latest used."""
+
+PROMPT = ("context", "text_embeds", "time_ids")
+
+
+class DeviceDenoiser:
+    """The `Denoiser` of TensorRT and of the native engine."""
+
+    def __init__(self, graphs: DeviceGraphs, gpu: Gpu, *, kept: int = KEPT) -> None:
+        """Open nothing yet; `kept` is how many sizes stay captured."""
+        self._graphs = graphs
+        self._gpu = gpu
+        self._kept = kept
+        self._loop: _Loop | None = None
+
+    def most_images(
+        self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
+    ) -> int:
+        """How many images are denoised together, as the engine has it."""
+        return self._graphs.most_images(latent_shape, rows=rows, tokens=tokens, images=images)
+
+    def __call__(
+        self,
+        *,
+        conditioning: Buffers,
+        evaluations: Evaluations,
+        guidance_scale: float,
+        guidance_rescale: float,
+        start: Array,
+        noise: Array,
+        report: Report,
+    ) -> Array:
+        """The latents after the last evaluation; see `engines.protocol.Denoiser`."""
+        rows, tokens, _ = conditioning["context"].shape
+        images, channels, height, width = start.shape
+        size = Size(rows=rows, images=images, latent_shape=(channels, height, width), tokens=tokens)
+        guidance = (guidance_scale, guidance_rescale)
+        with translated("denoise"):
+            if self._loop is None:
+                self._loop = _Loop(self._graphs, self._gpu, self._kept)
+            return self._loop.run(size, conditioning, evaluations, guidance, start, noise, report)
+
+    def close(self) -> None:
+        """Give back the engines and the memory of every size."""
+        if self._loop is not None:
+            with translated("denoise"):
+                self._loop.close()
+        self._loop = None
+
+
+class _Loop:
+    """Open engines, a stream, and the sizes used last."""
+
+    def __init__(self, graphs: DeviceGraphs, gpu: Gpu, kept: int) -> None:
+        self._graphs, self._gpu, self._kept = graphs, gpu, kept
+        device = gpu.device
+        self._prompt = _Once(graphs.open("unet_prompt"))
+        self._timestep = _Once(graphs.open("unet_timestep"))
+        self._stream = device.stream()
+        self._passed = [device.event() for _ in range(AHEAD)]
+        self._sent, self._fetched = Pinned(device), Pinned(device)
+        self._buckets: OrderedDict[Size, Bucket] = OrderedDict()
+
+    def run(
+        self,
+        size: Size,
+        conditioning: Buffers,
+        evaluations: Evaluations,
+        guidance: tuple[float, float],
+        start: Array,
+        noise: Array,
+        report: Report,
+    ) -> Array:
+        count = len(evaluations.timesteps)
+        try:
+            bucket = self._bucket(size, count, len(noise))
+            runs = bucket.projection_runs(count)
+            # What binds may move scratch memory, so nothing is under way yet.
+            self._prompt.bind(bucket.prompt)
+            self._timestep.bind(runs[0])
+            transfers = bucket.fill(self._stream, evaluations, guidance, start, noise)
+            for name in PROMPT:
+                place = bucket.prompt[name]
+                values = np.repeat(conditioning[name], size.images, axis=0)
+                transfers.append((place, values.astype(place.dtype, copy=False)))
+            self._sent.send(self._stream, transfers)
+            self._prompt.enqueue(self._stream)
+            bucket.repeat_added(self._stream, count)
+            for buffers in runs:
+                self._timestep.bind(buffers)
+                self._timestep.enqueue(self._stream)
+            self._evaluate(bucket, count, report)
+            latents, counter = self._fetched.fetch(self._stream, bucket.result)
+        except BaseException:
+            with suppress(driver.DeviceError):  # the first error is the one to tell
+                self._stream.synchronize()
+            raise
+        bad = int(counter.view(CURSOR)[0]["bad"])
+        if bad != ALL_FINITE:
+            raise not_finite(bad + 1, count)
+        return latents.view(np.float32).reshape(start.shape).copy()
+
+    def _evaluate(self, bucket: Bucket, count: int, report: Report) -> None:
+        """Enqueue evaluations, at most so many ahead, and tell which are done."""
+        report(0, count)
+        for index in range(count):
+            if index >= AHEAD:
+                self._wait(index - AHEAD)
+                report(index - AHEAD + 1, count)
+            bucket.evaluate(self._stream)
+            self._stream.record(self._passed[index % AHEAD])
+        for index in range(max(count - AHEAD, 0), count):
+            self._wait(index)
+            report(index + 1, count)
+
+    def _wait(self, index: int) -> None:
+        self._passed[index % AHEAD].synchronize()
+
+    def _bucket(self, size: Size, evaluations: int, draws: int) -> Bucket:
+        """The memory for a size, made or found, with room for the tables."""
+        while True:
+            try:
+                if size not in self._buckets:
+                    self._buckets[size] = self._make(size)
+                self._buckets.move_to_end(size)
+                self._buckets[size].reserve(evaluations, draws)
+                break
+            except OutOfMemory as error:
+                others = [known for known in self._buckets if known != size]
+                if others:
+                    self._buckets.pop(others[0]).close()
+                    continue
+                if size in self._buckets:
+                    self._buckets.pop(size).close()
+                raise self._too_large(size, str(error)) from None
+        while len(self._buckets) > self._kept:
+            self._buckets.popitem(last=False)[1].close()
+        return self._buckets[size]
+
+    def _make(self, size: Size) -> Bucket:
+        step = self._graphs.open("unet_step")
+        try:
+            check_parts(self._prompt.engine, self._timestep.engine, step)
+        except BaseException:
+            step.close()
+            raise
+        return Bucket(
+            self._gpu,
+            size,
+            step=step,
+            prompt=self._prompt.engine,
+            timestep=self._timestep.engine,
+        )
+
+    def _too_large(self, size: Size, said: str) -> OutOfMemory:
+        _, height, width = size.latent_shape
+        what = f"{size.images} image{'s' * (size.images > 1)} of {width}x{height} latents"
+        return OutOfMemory(
+            f"denoise {what}: {said}; ask for fewer images at once, or for a smaller size, or end "
+            "what else uses the GPU (nvidia-smi)"
+        )
+
+    def close(self) -> None:
+        self._stream.synchronize()
+        for bucket in self._buckets.values():
+            bucket.close()
+        self._buckets.clear()
+        self._prompt.engine.close()
+        self._timestep.engine.close()
+        self._sent.close()
+        self._fetched.close()
+        for event in self._passed:
+            event.close()
+        self._stream.close()
+
+
+class _Once:
+    """An engine that runs before the first evaluation, bound to one size after the other."""
+
+    def __init__(self, engine: DeviceEngine) -> None:
+        self.engine = engine
+        self._bound: Mapping[str, DeviceArray] = {}
+
+    def bind(self, buffers: Mapping[str, DeviceArray]) -> None:
+        if buffers != self._bound:
+            self._bound = {}
+            self.engine.bind(buffers)
+            self._bound = dict(buffers)
+
+    def enqueue(self, stream: Stream) -> None:
+        self.engine.enqueue(stream)
+
+
+def check_parts(prompt: DeviceEngine, timestep: DeviceEngine, step: DeviceEngine) -> None:
+    """Raise BadInput where the three parts of the UNet do not fit together."""
+    made = {**prompt.outputs, **timestep.outputs}
+    added = made.pop("added", None)
+    fits = (
+        prompt.inputs.keys() == set(PROMPT)
+        and timestep.inputs.keys() == {"timestep", "added"}
+        and added is not None
+        and added.dtype == timestep.inputs["added"].dtype
+        and step.inputs.keys() == made.keys() | {"latent"}
+        and step.outputs.keys() == {"prediction"}
+        and all(step.inputs[name].dtype == spec.dtype for name, spec in made.items())
+    )
+    if not fits:
+        raise BadInput("the three parts of the UNet do not fit together; export the model again")
