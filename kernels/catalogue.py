@@ -2,6 +2,7 @@
 
 from diffusion_rt.kernels import (
     attention_tactics,
+    gemm,
     group_norm,
     guided_step,
     layer_norm,
@@ -63,6 +64,7 @@ def _of_elements(dtype: str) -> tuple[Variant, ...]:
             parameters=group_norm.STATISTICS_PARAMETERS,
             registers=96,
             shared_bytes=2 * 4 * group_norm.MOST_CHANNELS + 4,
+            threads=320,
         ),
         *(
             Variant(
@@ -72,6 +74,7 @@ def _of_elements(dtype: str) -> tuple[Variant, ...]:
                 constants=(*constants, ("ACTIVATE", str(activate))),
                 parameters=group_norm.PARAMETERS,
                 registers=64,
+                threads=320,
             )
             for activate, suffix in enumerate(("", "_silu"))
         ),
@@ -84,6 +87,7 @@ CATALOGUE = {
         *_of_elements("float16"),
         *_of_elements("float32"),
         *attention_tactics.VARIANTS,
+        *gemm.VARIANTS,
         Variant(
             name="select_rows",
             kernel="select_rows",

@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_rt.kernels import epilogue as epilogues
-from diffusion_rt.kernels.driver.arguments import Parameter
+from diffusion_rt.kernels import tiles
+from diffusion_rt.kernels.driver.arguments import Parameter, Value
 from diffusion_rt.kernels.driver.errors import Misuse
+from diffusion_rt.kernels.driver.launch import Launch, Limits
 from diffusion_rt.kernels.epilogue import Activation, Epilogue
+from diffusion_rt.kernels.tactic import Encode, Operands
+from diffusion_rt.kernels.variant import Variant
 
 VECTOR = 8  # elements of one load: every width and stride is a multiple
 
@@ -70,10 +74,10 @@ class Product:
         for name, number in wanted.items():
             if number < 1 or number % VECTOR:
                 raise Misuse(f"{name}={number} of a product; a multiple of {VECTOR} is wanted")
-        if self.first_depth % VECTOR or not 0 <= self.first_depth < self.depth:
+        if self.first_depth % VECTOR or not 0 <= self.first_depth <= self.depth:
             raise Misuse(
                 f"first_depth={self.first_depth} of a product of depth {self.depth}; "
-                f"a smaller multiple of {VECTOR} is wanted"
+                f"a multiple of {VECTOR} within it is wanted"
             )
         widths = {
             "first_stride": self.first_depth or self.depth,
@@ -102,6 +106,90 @@ class Product:
     def flops(self) -> int:
         """2 M N K."""
         return 2 * self.rows * self.columns * self.depth
+
+
+@dataclass(frozen=True, slots=True)
+class TiledProduct:
+    """The tactic of `gemm.cu`: a product in tiles, and its depth perhaps in splits."""
+
+    product: Product
+    cut: tiles.Cut
+
+    @property
+    def name(self) -> str:
+        """The tile and the splits."""
+        return f"gemm {self.cut.tile.name} {self.cut.splits}"
+
+    @property
+    def variant(self) -> str:
+        """The kernel's row in the catalogue."""
+        return f"gemm_{self.cut.tile.name}.{self.product.dtype}"
+
+    @property
+    def launch(self) -> Launch:
+        """Grid, block and dynamic shared memory."""
+        return self.cut.launch
+
+    @property
+    def partial_bytes(self) -> int:
+        """Scratch memory for the sums of the splits, or 0."""
+        return self.cut.partial_bytes(self.product.rows, self.product.columns)
+
+    @property
+    def counters(self) -> int:
+        """One for each tile where there are splits."""
+        return self.cut.counters
+
+    def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
+        """The kernel's arguments, in the order of PARAMETERS."""
+        product, has = self.product, self.product.epilogue
+        return (
+            operands.first,
+            operands.second,
+            operands.weight,
+            operands.bias if has.bias else 0,
+            operands.vector if has.vector else 0,
+            operands.residual if has.residual else 0,
+            operands.output,
+            operands.partial,
+            operands.arrived,
+            product.rows,
+            product.columns,
+            product.depth,
+            product.first_depth,
+            product.first_stride,
+            product.second_stride,
+            product.image_rows,
+            product.vector_stride,
+            product.residual_stride,
+            product.output_stride,
+            has.number,
+            self.cut.split_depth,
+        )
+
+
+def tactics(product: Product, limits: Limits) -> tuple[TiledProduct, ...]:
+    """All cuts worth measuring on a chip; the first is the one to take before that was done."""
+    sizes = (product.dtype, product.rows, product.columns, product.depth)
+    return tuple(
+        TiledProduct(product, made) for made in tiles.cuts(*sizes, product.epilogue, limits)
+    )
+
+
+VARIANTS = tuple(
+    Variant(
+        name=f"gemm_{tile.name}.{dtype}",
+        kernel="gemm",
+        source="gemm.cu",
+        constants=(("ELEMENT", tiles.ELEMENTS[dtype][0]), *tile.constants),
+        parameters=PARAMETERS,
+        registers=tile.registers,
+        threads=tile.threads,
+        instructions=tiles.instructions(dtype),
+    )
+    for tile in tiles.TILES
+    for dtype in tile.dtypes
+)
 
 
 def reference(

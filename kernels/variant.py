@@ -20,6 +20,8 @@ class Variant:
     parameters: tuple[Parameter, ...]
     registers: int  # at most so many a thread, on every chip
     shared_bytes: int = 0  # static
+    threads: int = 256  # of a block, at most
+    instructions: tuple[str, ...] = ()  # of the PTX, without which the kernel would be slow
     archs: tuple[int, ...] = ARCHS
     suffix: str = ""  # "a": instructions that only these very chips have, and no newer one
 

@@ -1,0 +1,10 @@
+// The functions between layers, in float32.
+#pragma once
+
+// x Phi(x), by erf as SDXL has it
+__device__ __forceinline__ float gelu(float x) {
+    return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
+}
+__device__ __forceinline__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+__device__ __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }
+__device__ __forceinline__ float quick_gelu(float x) { return x / (1 + expf(-1.702f * x)); }
