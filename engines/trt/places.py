@@ -1,0 +1,64 @@
+"""Where the plans of a model lie: in its own folder, or in the user's cache."""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.trt.key import Machine
+from diffusion_rt.engines.trt.options import Compatibility
+
+
+def target_name(machine: Machine, compatibility: Compatibility) -> str:
+    """The folder's name for plans that run where this machine's do.
+
+    Plans for several GPUs lie side by side, such as `sm_90-nvidia-h200`, `sm_90` (all of that
+    compute capability) and `ampere+`.
+    """
+    if compatibility == "ampere+":
+        return "ampere+"
+    if compatibility == "same":
+        return f"sm_{machine.arch}"
+    name = re.sub(r"[^a-z0-9]+", "-", machine.gpu.lower()).strip("-")
+    return f"sm_{machine.arch}-{name[:60] or 'gpu'}"
+
+
+def folder_to_build(model: ModelFolder, machine: Machine, compatibility: Compatibility) -> Path:
+    """The folder for new plans, made if need be.
+
+    It is `engines/trt/…` of the model, or of the same name under the cache, keyed by the manifest,
+    where the model's folder cannot be written. Raises BadInput where neither can.
+    """
+    name = target_name(machine, compatibility)
+    folder = model.path / "engines" / "trt" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except OSError:
+        pass
+    folder = _cached(model) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def folders_to_load(model: ModelFolder, machine: Machine) -> list[Path]:
+    """Folders that may hold plans for a machine, the most specific first; only those there are.
+
+    Plans in the model's own folder come before those of the same name in the cache. What lies in
+    them is held against the machine by `plan_file.check_usable`.
+    """
+    places = [model.path / "engines" / "trt"]
+    with suppress(BadInput):  # a cache that cannot be trusted, or none; build says so
+        places.append(_cached(model))
+    kinds: tuple[Compatibility, ...] = ("none", "same", "ampere+")
+    names = [target_name(machine, compatibility) for compatibility in kinds]
+    folders = [place / name for name in names for place in places]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _cached(model: ModelFolder) -> Path:
+    return cache_folder("trt") / model.sha256[:32]
