@@ -1,0 +1,86 @@
+"""Measure the ways to run the operations of a program, where they stand.
+
+Operations of the same sizes run one after the other in one captured graph, each with its own
+weights, so that weights come from memory as they do in a step, and not from a cache that the last
+repeat has filled.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from diffusion_rt.engines.native.executor import Addresses, Program
+from diffusion_rt.engines.native.launches import Way, Ways
+from diffusion_rt.engines.native.tactics import Tactics
+from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.kernels.driver import Device
+from diffusion_rt.kernels.driver.interface import Kernel, Stream
+
+REPEATS = 5
+MOST_TOGETHER = 24  # operations in one graph
+
+Load = Callable[[Variant], Kernel]
+Progress = Callable[[int, int], None]  # (done, total), in sizes
+
+
+def measure(
+    program: Program,
+    places: Addresses,
+    tactics: Tactics,
+    *,
+    device: Device,
+    stream: Stream,
+    kernel: Load,
+    progress: Progress | None = None,
+) -> int:
+    """Note the fastest way for every size that is not known yet; how many those were.
+
+    `places` are those of an arena with `program.most`; activations may hold any numbers. Raises
+    DeviceError where a kernel fails.
+    """
+    groups: dict[str, list[Ways]] = {}
+    for found in program.options:
+        if not tactics.knows(found):
+            groups.setdefault(found.sizes, []).append(found)
+    for number, members in enumerate(groups.values()):
+        if progress is not None:
+            progress(number, len(groups))
+        together = members[:MOST_TOGETHER]
+        times = [
+            _microseconds([found.ways[place] for found in together], places, device, stream, kernel)
+            for place in range(len(members[0].ways))
+        ]
+        fastest = min(range(len(times)), key=times.__getitem__)
+        tactics.put(members[0], members[0].ways[fastest], times[fastest])
+    if progress is not None:
+        progress(len(groups), len(groups))
+    return len(groups)
+
+
+def _microseconds(
+    ways: Sequence[Way], places: Addresses, device: Device, stream: Stream, kernel: Load
+) -> float:
+    """Of one operation: the median of some replays, after one that warms up."""
+    calls = [
+        (kernel(call.variant), call.launch, call.arguments)
+        for way in ways
+        for call in way.calls(places)
+    ]
+
+    def enqueue() -> None:
+        for call in calls:
+            stream.launch(*call)
+
+    enqueue()
+    times = []
+    with (
+        stream.capture(enqueue) as graph,
+        device.event(timed=True) as start,
+        device.event(timed=True) as end,
+    ):
+        for _ in range(REPEATS):
+            stream.record(start)
+            graph.replay(stream)
+            stream.record(end)
+            end.synchronize()
+            times.append(1000 * end.elapsed_ms(start))
+    return median(times) / len(ways)
