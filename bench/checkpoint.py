@@ -9,144 +9,22 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_rt.bench.architectures import SD, Architecture, Config
 from diffusion_rt.engines.artefact import writing
 from diffusion_rt.engines.errors import BadInput
 
-Config = Mapping[str, Any]
 Progress = Callable[[int, int], None]  # weights written, of all
 
 BLOCK = 1 << 22  # weights drawn; a tensor takes them from its own place on, round and round
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 DTYPES = {"float16": "F16", "float32": "F32"}
-
-_TEXT: Config = {
-    "max_position_embeddings": 77,
-    "layer_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-    "bos_token_id": 512,
-    "eos_token_id": 513,
-    "pad_token_id": 513,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """The configs of an SDXL checkpoint's networks and its scheduler, as diffusers spells them."""
-
-    unet: Config
-    vae: Config
-    text_encoder: Config
-    text_encoder_2: Config
-    scheduler: Config
-    model_index: Config
-
-
-SDXL_BASE = Architecture(
-    unet={
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 128,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "block_out_channels": [320, 640, 1280],
-        "layers_per_block": 2,
-        "transformer_layers_per_block": [1, 2, 10],
-        "attention_head_dim": [5, 10, 20],  # numbers of heads, by a misnomer that stayed
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    vae={
-        "_class_name": "AutoencoderKL",
-        "sample_size": 1024,
-        "in_channels": 3,
-        "out_channels": 3,
-        "latent_channels": 4,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "scaling_factor": 0.13025,
-        "force_upcast": True,
-    },
-    text_encoder={
-        **_TEXT,
-        "architectures": ["CLIPTextModel"],
-        "vocab_size": 49408,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "projection_dim": 768,
-        "hidden_act": "quick_gelu",
-    },
-    text_encoder_2={
-        **_TEXT,
-        "architectures": ["CLIPTextModelWithProjection"],
-        "vocab_size": 49408,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "projection_dim": 1280,
-        "hidden_act": "gelu",
-    },
-    scheduler={
-        "_class_name": "EulerDiscreteScheduler",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "timestep_spacing": "leading",
-        "steps_offset": 1,
-    },
-    model_index={"force_zeros_for_empty_prompt": True},
-)
-# The same blocks and names with next to no weights, to try a benchmark with.
-SDXL_SMALL = Architecture(
-    unet={
-        **SDXL_BASE.unet,
-        "sample_size": 16,
-        "block_out_channels": [32, 64, 96],
-        "layers_per_block": 1,
-        "transformer_layers_per_block": [1, 1, 2],
-        "attention_head_dim": [1, 2, 3],
-        "cross_attention_dim": 96,
-        "addition_time_embed_dim": 16,
-        "projection_class_embeddings_input_dim": 6 * 16 + 64,
-    },
-    vae={**SDXL_BASE.vae, "sample_size": 128, "block_out_channels": [32] * 4},
-    text_encoder={
-        **SDXL_BASE.text_encoder,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "projection_dim": 32,
-    },
-    text_encoder_2={
-        **SDXL_BASE.text_encoder_2,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "projection_dim": 64,
-    },
-    scheduler=SDXL_BASE.scheduler,
-    model_index=SDXL_BASE.model_index,
-)
-ARCHITECTURES = {"sdxl-base": SDXL_BASE, "sdxl-small": SDXL_SMALL}
 
 
 def make_checkpoint(
@@ -168,15 +46,17 @@ def make_checkpoint(
     if any(folder.iterdir()):
         raise BadInput(f"{folder} is not empty; name a new folder for the generated checkpoint")
     a = architecture
+    texts: dict[str, Callable[[Any], Any]] = {
+        "CLIPTextModel": lambda c: CLIPTextModel(CLIPTextConfig(**c)),
+        "CLIPTextModelWithProjection": lambda c: CLIPTextModelWithProjection(CLIPTextConfig(**c)),
+    }
     networks: dict[str, tuple[Config, Callable[[Any], Any], str]] = {
         "unet": (a.unet, UNet2DConditionModel.from_config, "diffusion_pytorch_model"),
         "vae": (a.vae, AutoencoderKL.from_config, "diffusion_pytorch_model"),
-        "text_encoder": (a.text_encoder, lambda c: CLIPTextModel(CLIPTextConfig(**c)), "model"),
-        "text_encoder_2": (
-            a.text_encoder_2,
-            lambda c: CLIPTextModelWithProjection(CLIPTextConfig(**c)),
-            "model",
-        ),
+        **{
+            name: (config, texts[config["architectures"][0]], "model")
+            for name, config in a.text_encoders.items()
+        },
     }
     shapes = {name: shapes_of(make, config) for name, (config, make, _) in networks.items()}
     total = sum(math.prod(shape) for of in shapes.values() for shape in of.values())
@@ -187,11 +67,11 @@ def make_checkpoint(
         path = folder / name / f"{stem}.safetensors"
         done += write_weights(path, shapes[name], dtype, seed)
         progress(done, total)
-    _write_json(folder / "model_index.json", _index(a.model_index, str(a.scheduler["_class_name"])))
+    _write_json(folder / "model_index.json", _index(a))
     (folder / "scheduler").mkdir()
     _write_json(folder / "scheduler" / "scheduler_config.json", a.scheduler)
-    for name in ("tokenizer", "tokenizer_2"):
-        write_tokenizer(folder / name)
+    for name in a.text_encoders:
+        write_tokenizer(folder / TOKENIZERS[name])
     return done
 
 
@@ -221,13 +101,16 @@ def write_weights(
         file.write(len(head).to_bytes(8, "little") + head)
         for name, shape in shapes.items():
             center, scale = law(name, shape)
-            values = (np.float32(center) + np.float32(scale) * noise).astype(dtype)
-            block = memoryview(values.tobytes())
-            place = size * (zlib.crc32(name.encode()) % BLOCK)
-            left = size * math.prod(shape)
+            place = zlib.crc32(name.encode()) % BLOCK
+            left = math.prod(shape)
+            # Of a tensor shorter than the block only its own draws are scaled.
+            first, last = (place, place + left) if place + left <= BLOCK else (0, BLOCK)
+            values = np.float32(center) + np.float32(scale) * noise[first:last]
+            block = memoryview(values.astype(dtype).tobytes())
+            place -= first
             while left:
-                count = min(left, len(block) - place)
-                file.write(block[place : place + count])
+                count = min(left, last - first - place)
+                file.write(block[size * place : size * (place + count)])
                 left, place = left - count, 0
     return end // size
 
@@ -274,18 +157,23 @@ def write_tokenizer(folder: Path) -> None:
     )
 
 
-def _index(fields: Config, scheduler: str) -> dict[str, Any]:
-    return {
-        "_class_name": "StableDiffusionXLPipeline",
-        **fields,
-        "scheduler": ["diffusers", scheduler],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+def _index(architecture: Architecture) -> dict[str, Any]:
+    """What model_index.json says: of each component the library and the class, or neither."""
+    a = architecture
+    parts = {
+        "scheduler": ["diffusers", a.scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
+    for name, tokenizer in TOKENIZERS.items():
+        if name in a.text_encoders:
+            parts[name] = ["transformers", a.text_encoders[name]["architectures"][0]]
+            parts[tokenizer] = ["transformers", "CLIPTokenizer"]
+        elif a.pipeline != SD:  # which has no place for a second one
+            parts[name] = parts[tokenizer] = [None, None]
+    if a.pipeline == SD:
+        parts |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    return {"_class_name": a.pipeline, **a.model_index, **parts}
 
 
 def _write_json(path: Path, content: Config) -> None:

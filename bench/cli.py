@@ -5,14 +5,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion_rt.bench.flags import command_of, parser_of
+from diffusion_rt.bench.flags import ENGINES, parser_of
+from diffusion_rt.bench.settings import SETTINGS, expanded, listed
 from diffusion_rt.command import plain, shortened
 from diffusion_rt.engines.errors import BadInput
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from diffusion_rt.bench.case import Case
     from diffusion_rt.bench.contender import Contender
     from diffusion_rt.bench.race import Opener
-    from diffusion_rt.bench.records import Origin, Record
-    from diffusion_rt.engines.model_folder import ModelFolder
+    from diffusion_rt.bench.records import Origin
+    from diffusion_rt.bench.subject import Subject
 
 HELP = """usage: diffusion-rt bench BENCHMARK [flags]
 
@@ -33,12 +33,19 @@ benchmarks:
 
   diffusion-rt bench BENCHMARK --help   all flags of a benchmark
 
+settings, for `--setting NAME,…` (flags given beside it win):
+{settings}
+
 examples:
   diffusion-rt bench end-to-end --against diffusers,compile --repeats 20
   diffusion-rt bench end-to-end --sizes 64x64,128x128,256x256 --batches 1,2,4,8
+  diffusion-rt bench end-to-end --model ./sdxl --setting mlperf --device cuda --engine native
   diffusion-rt bench stages --engine null --sizes 1024x1024      (our own time around the engines)
+  diffusion-rt bench checkpoint --architecture sd-1.5 --keep ./sd15
   diffusion-rt bench export --architecture sdxl-base --keep ./sdxl
   diffusion-rt bench step --model ./sdxl --sizes 512x512 --apart
+  diffusion-rt bench chip                                        (the roof of the roofline)
+  diffusion-rt bench kernels --device simulator                  (what is right, without a GPU)
   diffusion-rt bench report --check
 """
 CASE = ("sizes", "batches", "steps", "samplers", "guidance-scale", "prompt", "seed")
@@ -48,8 +55,8 @@ RUNS = ("repeats", "warm-up", "threads")
 KEPT: dict[str, tuple[str, ...] | None] = {"end-to-end": ("picture", "step"), "stages": None}
 
 # Who can run, and where that stands; the reference comes first where only one runs at a time.
+OUR_DRAWER = "diffusion_rt.bench.ours:Ours"
 DRAWERS = {
-    "diffusion-rt": "diffusion_rt.bench.ours:Ours",
     "diffusers": "diffusion_rt.bench.peers:Diffusers",
     "compile": "diffusion_rt.bench.peers:Compiled",
 }
@@ -65,14 +72,12 @@ def main(argv: Sequence[str]) -> int:
     """Run one benchmark and keep its records; the exit status. Raises BadInput and Fault."""
     name = argv[0] if argv else ""
     if name in ("", "-h", "--help"):
-        listed = "\n".join(f"  {key:<12}{text}" for key, (_, text) in BENCHMARKS.items())
-        print(HELP.format(benchmarks=listed), end="", file=sys.stdout if name else sys.stderr)
+        listed_ = "\n".join(f"  {key:<12}{text}" for key, (_, text) in BENCHMARKS.items())
+        text = HELP.format(benchmarks=listed_, settings=listed())
+        print(text, end="", file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
     if name not in BENCHMARKS:
-        raise BadInput(
-            f"{shortened(name)!r} is no benchmark; one of {', '.join(BENCHMARKS)} (kernels and "
-            "build are not in this release)"
-        )
+        raise BadInput(f"{shortened(name)!r} is no benchmark; one of {', '.join(BENCHMARKS)}")
     # What transformers says of packages that it can do without.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     return BENCHMARKS[name][0](name, argv[1:])
@@ -80,62 +85,95 @@ def main(argv: Sequence[str]) -> int:
 
 def draw(benchmark: str, argv: Sequence[str]) -> int:
     """Measure drawing pictures, whole or by stage."""
-    found = _parser(benchmark, "model", "against", *CASE, "engine", *RUNS).read(argv)
+    found = _read(benchmark, argv, "model", "against", *CASE, "engine", "device", *RUNS)
     idle = found.engine == "null"
     if idle:
         found.against = []
-    _check_peers(found.against, reference=not idle)
-    folder, cases = _model_and_cases(found)
-    origin = _origin(benchmark, found, folder)
+    _check_peers(found, reference=not idle)
+    subject, cases = _subject_and_cases(found)
+    origin = _origin(benchmark, found, subject)
 
-    from diffusion_rt.bench.race import race, records_of
+    from diffusion_rt.bench.race import Lane, race, records_of
     from diffusion_rt.bench.records import OURS
+    from diffusion_rt.bench.running import keep, telling
     from diffusion_rt.bench.worker import Worker
 
-    common: dict[str, Any] = {"model": folder.path, "threads": found.threads}
-    with ExitStack() as stack, _telling() as tell:
+    common: dict[str, Any] = {"model": subject.path, "threads": found.threads}
+    cuda = found.device == "cuda"
+    theirs = {"device": "cuda", "exact": benchmark == "stages"} if cuda else {}
+    ours = {"device": "cuda"} if cuda else {}
+    with ExitStack() as stack, telling() as tell:
 
-        def start(name: str, **more: Any) -> Worker:
+        def start(name: str, factory: str, **more: Any) -> Worker:
             tell(f"opening {name}")
-            worker = Worker(name, DRAWERS[name], **common, **more)
+            worker = Worker(name, factory, **common, **more)
             stack.callback(worker.close)
             return worker
 
-        contenders = [start(OURS, engine=found.engine or "ort")]
-        reference = None if idle else start("diffusers")
+        contenders: list[Contender] = []
+        if subject.absent is None:
+            contenders.append(start(OURS, OUR_DRAWER, engine=found.engine or "ort", **ours))
+        reference = yardstick = None
+        if not idle:
+            more = {**theirs, "dtype": "float32"} if cuda else {}
+            reference = start("diffusers", DRAWERS["diffusers"], **more)
         for peer in found.against:
-            contenders.append(reference if reference and peer == "diffusers" else start(peer))
+            if peer in ENGINES:
+                contenders.append(start(peer, OUR_DRAWER, engine=peer, **ours))
+            elif peer == "diffusers" and reference is not None and not cuda:
+                contenders.append(reference)
+            else:
+                contenders.append(start(peer, DRAWERS[peer], **theirs))
+                yardstick = contenders[-1] if peer == "diffusers" else yardstick
+        if cuda and yardstick is None and reference is not None:
+            yardstick = start("diffusers", DRAWERS["diffusers"], **theirs)
         for case in cases:
-            lanes = race(contenders, case, reference=reference, **_runs(found), tell=tell)
-            setting = _setting(folder, found, case)
-            if idle:
+            lanes = race(
+                contenders,
+                case,
+                reference=reference,
+                yardstick=yardstick,
+                **_runs(found),
+                tell=tell,
+            )
+            if subject.absent is not None:
+                lanes.insert(0, Lane(OURS, absent=subject.absent))
+            setting = _setting(subject, found, case)
+            if found.engine not in (None, "ort"):
                 setting["engine"] = found.engine
-            _keep(found.output, records_of(origin, lanes, setting, KEPT[benchmark]), tell)
+            kept = ("picture",) if cuda and benchmark == "end-to-end" else KEPT[benchmark]
+            keep(found.output, records_of(origin, lanes, setting, kept), tell)
     return 0
 
 
 def step(benchmark: str, argv: Sequence[str]) -> int:
     """Measure the UNet alone, on random inputs."""
     names = [name for name in CASE if name not in ("steps", "samplers", "prompt")]
-    parser = _parser(benchmark, "model", *names, *RUNS)
-    parser.add_argument(
-        "--apart",
-        action="store_true",
-        help="hold one contender in memory at a time, one after the other",
-    )
-    found = parser.read(argv)
-    _check_peers([], reference=True)
-    folder, cases = _model_and_cases(found)
-    origin = _origin(benchmark, found, folder)
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--apart",
+            action="store_true",
+            help="hold one contender in memory at a time, one after the other",
+        )
+
+    found = _read(benchmark, argv, "model", *names, *RUNS, add=add)
+    _require("torch", "diffusers", "transformers")
+    subject, cases = _subject_and_cases(found)
+    if subject.absent is not None:
+        raise BadInput(f"{subject.path}: {subject.absent}; the UNet alone is measured of SDXL")
+    origin = _origin(benchmark, found, subject)
 
     from diffusion_rt.bench.race import race, race_apart, records_of
+    from diffusion_rt.bench.running import keep, telling
+    from diffusion_rt.bench.unet_alone import work_of
     from diffusion_rt.bench.worker import Worker
 
-    common: dict[str, Any] = {"model": folder.path, "threads": found.threads}
+    common: dict[str, Any] = {"model": subject.path, "threads": found.threads}
     openers: dict[str, Opener] = {
         name: partial(Worker, name, factory, **common) for name, factory in UNETS.items()
     }
-    with ExitStack() as stack, _telling() as tell:
+    with ExitStack() as stack, telling() as tell:
         opened: list[Contender] = []
         for opener in [] if found.apart else openers.values():
             opened.append(opener())
@@ -145,90 +183,159 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
                 lanes = race_apart(openers, case, **_runs(found), tell=tell)
             else:
                 lanes = race(opened, case, reference=opened[0], **_runs(found), tell=tell)
-            setting = _setting(folder, found, case)
+            setting = _setting(subject, found, case)
             del setting["steps"], setting["sampler"]
             setting["turns"] = "apart" if found.apart else "alternating"
-            _keep(found.output, records_of(origin, lanes, setting), tell)
+            flop, nbytes = work_of(subject.path, case)
+            records = records_of(origin, lanes, setting, flop=flop, nbytes=nbytes)
+            keep(found.output, records, tell)
     return 0
 
 
 def startup(benchmark: str, argv: Sequence[str]) -> int:
     """Measure the first picture of a fresh process, imports, and installed size."""
     names = [name for name in CASE if name not in ("batches", "samplers")]
-    found = _parser(benchmark, "model", *names, "repeats", "threads").read(argv)
-    _check_peers([], reference=True)
-    folder, cases = _model_and_cases(found)
-    origin = _origin(benchmark, found, folder)
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        for name, whose in (("ours", "diffusion-rt's"), ("theirs", "diffusers'")):
+            parser.add_argument(
+                f"--downloads-{name}",
+                type=Path,
+                metavar="FILE",
+                help=f"what pip would install for {whose} CUDA set, by pip install --dry-run "
+                "--ignore-installed --report FILE …; with both, only these sizes are asked for",
+            )
+
+    found = _read(benchmark, argv, "model", *names, "repeats", "threads", add=add)
 
     from diffusion_rt.bench import startup as costs
+    from diffusion_rt.bench.running import keep, telling
 
-    with _telling() as tell, tempfile.TemporaryDirectory() as pictures:
+    reports = found.downloads_ours, found.downloads_theirs
+    if any(reports):
+        if not all(reports):
+            raise BadInput("--downloads-ours and --downloads-theirs go together; give both")
+        origin = _origin(benchmark, found, None)
+        with telling() as tell:
+            keep(found.output, costs.records_of_downloads(origin, *reports), tell)
+        return 0
+    _require("torch", "diffusers", "transformers")
+    subject, cases = _subject_and_cases(found)
+    if subject.absent is not None:
+        raise BadInput(f"{subject.path}: {subject.absent}; startup draws with both sides")
+    origin = _origin(benchmark, found, subject)
+    with telling() as tell, tempfile.TemporaryDirectory() as pictures:
         for case in cases:
             runs, wrong = costs.first_pictures(
                 case,
-                model=folder.path,
+                model=subject.path,
                 threads=found.threads,
                 pictures=Path(pictures),
                 repeats=found.repeats,
                 tell=tell,
             )
-            setting = _setting(folder, found, case)
-            _keep(found.output, costs.records_of_pictures(origin, runs, wrong, setting), tell)
+            setting = _setting(subject, found, case)
+            keep(found.output, costs.records_of_pictures(origin, runs, wrong, setting), tell)
         imports = costs.imports(found.repeats, tell)
-        _keep(found.output, costs.records_of_imports(origin, imports), tell)
-        _keep(found.output, costs.records_of_disk(origin), tell)
+        keep(found.output, costs.records_of_imports(origin, imports), tell)
+        keep(found.output, costs.records_of_disk(origin), tell)
+    return 0
+
+
+def checkpoint(benchmark: str, argv: Sequence[str]) -> int:
+    """Write a checkpoint of generated weights, for whatever is to be measured with it."""
+    found = _read(benchmark, argv, "architecture", "seed", add=_add_keep)
+    for name in ("architecture", "keep"):
+        if getattr(found, name) is None:
+            raise BadInput(f"--{name} is missing; see diffusion-rt bench checkpoint --help")
+    _check_new(found.keep)
+    _require("torch", "diffusers", "transformers")
+
+    from diffusion_rt.bench.architectures import ARCHITECTURES
+    from diffusion_rt.bench.checkpoint import make_checkpoint
+    from diffusion_rt.bench.running import telling
+
+    with telling() as tell:
+        tell(f"generating {found.architecture}")
+        count = make_checkpoint(found.keep, ARCHITECTURES[found.architecture], seed=found.seed)
+    print(plain(f"{found.keep}: {found.architecture}, {count:,} generated weights"))
     return 0
 
 
 def export(benchmark: str, argv: Sequence[str]) -> int:
     """Measure exporting a checkpoint of generated weights."""
-    from diffusion_rt.bench.checkpoint import ARCHITECTURES, make_checkpoint
+    from diffusion_rt.bench.architectures import ARCHITECTURES, EXPORTABLE
+    from diffusion_rt.bench.checkpoint import make_checkpoint
 
-    parser = _parser(benchmark, "repeats")
-    parser.set_defaults(repeats=1)
-    parser.add_argument(
-        "--architecture",
-        choices=ARCHITECTURES,
-        default="sdxl-base",
-        help="of the generated checkpoint; sdxl-base, the default, takes 7 GB of disk",
+    found = _read(
+        benchmark,
+        argv,
+        "architecture",
+        "repeats",
+        add=_add_keep,
+        defaults={"repeats": 1, "architecture": "sdxl-base"},
     )
-    parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="leave the exported checkpoint there"
-    )
-    found = parser.read(argv)
+    if found.architecture not in EXPORTABLE:
+        raise BadInput(
+            f"--architecture {found.architecture} cannot be exported yet; of "
+            f"{', '.join(EXPORTABLE)}"
+        )
     _require("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir")
-    if found.keep is not None and os.path.lexists(found.keep):
-        raise BadInput(f"--keep {found.keep}: it is there already; name a new folder")
+    _check_new(found.keep)
     origin = _origin(benchmark, found, None)
 
     from diffusion_rt.bench import export_cost
+    from diffusion_rt.bench.running import keep, telling, work_folder
 
-    with _telling() as tell, _work_folder(found.keep) as folder:
+    with telling() as tell, work_folder(found.keep) as folder:
         tell(f"generating {found.architecture}")
         weights = make_checkpoint(folder, ARCHITECTURES[found.architecture])
         costs = export_cost.exports(folder, found.repeats, tell)
         setting: Setting = {"model": found.architecture, "weights": weights}
-        _keep(found.output, export_cost.records_of(origin, costs, setting), tell)
+        keep(found.output, export_cost.records_of(origin, costs, setting), tell)
     return 0
+
+
+def chip(benchmark: str, argv: Sequence[str]) -> int:
+    """Measure what the processor can do at most: a large product and a large copy."""
+    found = _read(benchmark, argv, *RUNS)
+    origin = _origin(benchmark, found, None)
+
+    from diffusion_rt.bench import ceilings
+    from diffusion_rt.bench.running import keep, telling
+
+    with telling() as tell:
+        rates = ceilings.measured(found.threads, found.repeats, found.warm_up, tell)
+        keep(found.output, ceilings.records_of(origin, rates, found.threads), tell)
+    return 0
+
+
+def kernels(benchmark: str, argv: Sequence[str]) -> int:
+    """Check and time each GPU kernel by itself."""
+    from diffusion_rt.bench.kernels import run
+
+    return run(benchmark, argv)
 
 
 def report(benchmark: str, argv: Sequence[str]) -> int:
     """Write the tables of the documents and the plots, from the records alone."""
-    parser = _parser(benchmark)
-    parser.add_argument(
-        "--document",
-        type=Path,
-        metavar="FILE",
-        action="append",
-        help="a Markdown file with <!-- bench:NAME --> marks, several times for several; default: "
-        "README.md and bench/README.md of the checkout",
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; status 1 where a table or a plot is not what the records say",
-    )
-    found = parser.read(argv)
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--document",
+            type=Path,
+            metavar="FILE",
+            action="append",
+            help="a Markdown file with <!-- bench:NAME --> marks, several times for several; "
+            "default: README.md and bench/README.md of the checkout",
+        )
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="write nothing; status 1 where a table or a plot is not what the records say",
+        )
+
+    found = _read(benchmark, argv, add=add)
 
     from diffusion_rt.bench import machine
     from diffusion_rt.bench.records import read
@@ -257,32 +364,63 @@ BENCHMARKS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "step": (step, "the UNet alone, for models of which one fills the memory"),
     "startup": (startup, "a fresh process: time to the first picture, memory, installed size"),
     "export": (export, "checkpoint to ONNX: time, memory, bytes written"),
-    "report": (report, "tables and plots from the records"),
+    "chip": (chip, "what this processor can do at most: a product and a copy"),
+    "checkpoint": (checkpoint, "no measurement: a checkpoint of generated weights"),
+    "kernels": (kernels, "each GPU kernel by itself: right, then bytes and operations a second"),
+    "report": (report, "no measurement: tables and plots from the records"),
 }
 
 
-def _parser(benchmark: str, *names: str) -> Any:
-    return parser_of(benchmark, BENCHMARKS[benchmark][1], names)
+def _read(
+    benchmark: str,
+    argv: Sequence[str],
+    *names: str,
+    add: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    defaults: "dict[str, Any] | None" = None,
+) -> argparse.Namespace:
+    """The flags of a benchmark as given; a `--setting` counts as the flags it stands for."""
+    parser = parser_of(benchmark, BENCHMARKS[benchmark][1], names)
+    add(parser)
+    parser.set_defaults(**(defaults or {}))
+    takes = {name for _, flags in SETTINGS.values() for name in flags} & set(names)
+    if takes:
+        parser.add_argument(
+            "--setting", metavar="NAME,…", help=f"of {', '.join(SETTINGS)}: flags that go together"
+        )
+        argv = expanded(argv, takes)
+    return parser.read(argv)
 
 
-def _model_and_cases(found: argparse.Namespace) -> "tuple[ModelFolder, list[Case]]":
-    """The model that is meant and what is done with it, the open choices made by its manifest."""
+def _add_keep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="leave the checkpoint there, a new folder; sdxl-base takes 7 GB of disk",
+    )
+
+
+def _check_new(folder: Path | None) -> None:
+    if folder is not None and os.path.lexists(folder):
+        raise BadInput(f"--keep {folder}: it is there already; name a new folder")
+
+
+def _subject_and_cases(found: argparse.Namespace) -> "tuple[Subject, list[Case]]":
+    """What is meant and what is done with it, the open choices made by its manifest."""
     from diffusion_rt.bench.case import PROMPT, cases
-    from diffusion_rt.engines.model_folder import open_model
-    from diffusion_rt.runtime.pipeline import SHIPPED
+    from diffusion_rt.bench.subject import open_subject
     from diffusion_rt.runtime.samplers import sampler_name
 
-    folder = open_model(found.model or SHIPPED)
-    manifest, defaults = folder.manifest, folder.manifest.defaults
-    names = getattr(found, "samplers", None) or [manifest.schedule.scheduler]
+    subject = open_subject(found.model)
+    names = getattr(found, "samplers", None) or [subject.scheduler]
     scale = found.guidance_scale
-    return folder, cases(
+    return subject, cases(
         prompt=getattr(found, "prompt", None) or PROMPT,
-        sizes=found.sizes or [(defaults.width, defaults.height)],
+        sizes=found.sizes or [(subject.width, subject.height)],
         batches=getattr(found, "batches", [1]),
-        steps=getattr(found, "steps", None) or [defaults.steps],
+        steps=getattr(found, "steps", None) or [subject.steps],
         samplers=[sampler_name(name) for name in names],
-        guidance_scale=defaults.guidance_scale if scale is None else scale,
+        guidance_scale=subject.guidance_scale if scale is None else scale,
         seed=found.seed,
     )
 
@@ -291,74 +429,32 @@ def _runs(found: argparse.Namespace) -> dict[str, Any]:
     return {"repeats": found.repeats, "warm_up": found.warm_up}
 
 
-def _check_peers(against: Sequence[str], *, reference: bool) -> None:
+def _check_peers(found: argparse.Namespace, *, reference: bool) -> None:
     """BadInput where a peer, or the reference that all are held against, cannot run here."""
     if reference:
         _require("torch", "diffusers", "transformers")
-    if "compile" in against and not any(map(shutil.which, ("g++", "clang++"))):
+    compiles = "compile" in found.against and found.device != "cuda"
+    if compiles and not any(map(shutil.which, ("g++", "clang++"))):
         raise BadInput("--against compile: torch.compile needs a C++ compiler; install g++")
+    if (found.engine or "ort") in found.against:
+        raise BadInput(
+            f"--against {found.engine or 'ort'}: that is our own engine here; take it "
+            "out, or choose another --engine"
+        )
 
 
 def _require(*modules: str) -> None:
-    for module in modules:
-        if find_spec(module) is None:
-            raise BadInput(
-                f"{module} is not installed; this benchmark needs it: "
-                "pip install 'diffusion-rt[cpu,export]'"
-            )
+    from diffusion_rt.bench.running import require
+
+    require(*modules)
 
 
-def _origin(benchmark: str, found: argparse.Namespace, folder: "ModelFolder | None") -> "Origin":
-    from diffusion_rt.bench.records import Origin
+def _origin(benchmark: str, found: argparse.Namespace, subject: "Subject | None") -> "Origin":
+    from diffusion_rt.bench.running import origin_of
 
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    if load > cores / 2:
-        print(
-            f"other programs keep this machine busy (load {load:.1f}, {cores} cores): the figures "
-            "will not repeat",
-            file=sys.stderr,
-        )
-    given = getattr(found, "model", None)
-    model = folder.manifest.name if folder is not None and given is not None else None
-    return Origin(benchmark=benchmark, command=command_of(benchmark, found, model))
+    given = getattr(found, "model", None) is not None
+    return origin_of(benchmark, found, subject.name if subject is not None and given else None)
 
 
-def _setting(folder: "ModelFolder", found: argparse.Namespace, case: "Case") -> Setting:
-    return {"model": folder.manifest.name, **case.setting, "threads": found.threads}
-
-
-def _keep(output: Path, records: "Sequence[Record]", tell: Callable[[str], None]) -> None:
-    """Append the records, and print each in a line."""
-    from diffusion_rt.bench.records import append
-
-    append(output, records)
-    tell("")
-    for record in records:
-        print(plain(str(record)))
-    sys.stdout.flush()
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is going on, where somebody is looking at it."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        yield lambda text: None
-        return
-
-    def tell(text: str) -> None:
-        print(f"\r\x1b[K{plain(text)}", end="", file=sys.stderr, flush=True)
-
-    try:
-        yield tell
-    finally:
-        tell("")
-
-
-@contextmanager
-def _work_folder(keep: Path | None) -> Iterator[Path]:
-    """The folder to keep, or one that goes when the block ends."""
-    if keep is not None:
-        yield keep
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+def _setting(subject: "Subject", found: argparse.Namespace, case: "Case") -> Setting:
+    return {"model": subject.name, **case.setting, "threads": found.threads}

@@ -51,6 +51,10 @@ class Contender(Protocol):
         """The most memory its process ever held, in bytes, if it has a process of its own."""
         ...
 
+    def peak_device(self) -> int | None:
+        """The most memory its process held on a GPU, in bytes, as far as the driver tells."""
+        ...
+
     def close(self) -> None:
         """Give back all memory; a second call does nothing."""
         ...
@@ -94,8 +98,9 @@ class Watch:
         if evaluations:
             found["evaluation"] = evaluations
         if steps:
-            inside = evaluations[len(evaluations) - len(steps) :]
             found["step"] = steps
+        if steps and evaluations:  # where a device runs the loop, nobody sees them one by one
+            inside = evaluations[len(evaluations) - len(steps) :]
             found["own"] = [a - b for a, b in zip(steps, inside, strict=True)]
         return {name: found[name] for name in MEASURES if name in found}
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusion_rt.bench.architectures import ARCHITECTURES
 from diffusion_rt.command import Parser, shortened
 from diffusion_rt.engines.errors import BadInput
 
-PEERS = ("diffusers", "compile")
+ENGINES = ("ort", "trt", "native")  # of ours, beside the one that is measured
+PEERS = ("diffusers", "compile", *ENGINES)
+DEVICES = ("cpu", "cuda")
 RESULTS = Path(__file__).resolve().parent / "results"  # there in a checkout
 LONGEST = 300  # characters of a command in a record
 
@@ -70,6 +73,20 @@ def peer(text: str) -> str:
     return text
 
 
+def architecture(text: str) -> str:
+    """Reads the name of an architecture."""
+    if text not in ARCHITECTURES:
+        raise _wrong(text, f"no architecture; of {', '.join(ARCHITECTURES)}")
+    return text
+
+
+def device(text: str) -> str:
+    """Reads the name of a device."""
+    if text not in DEVICES:
+        raise _wrong(text, f"no device; of {', '.join(DEVICES)}")
+    return text
+
+
 def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{shortened(text)!r} is {what}")
 
@@ -80,7 +97,7 @@ FLAGS = {
     "against": Flag(
         several(peer),
         "NAMES",
-        f"of {', '.join(PEERS)}; compile needs g++ and minutes; default: diffusers",
+        f"of {', '.join(PEERS)}; compile takes minutes, and on a CPU g++; default: diffusers",
         ["diffusers"],
     ),
     "sizes": Flag(several(size), "WIDTHxHEIGHT,…", MODEL),
@@ -93,6 +110,12 @@ FLAGS = {
     "engine": Flag(
         str, "NAME", "of ours; null computes nothing, which leaves our own time; default: ort"
     ),
+    "device": Flag(
+        device, "NAME", "cpu, or cuda for a GPU, in float16 but for the reference; default: cpu"
+    ),
+    "architecture": Flag(
+        architecture, "NAME", f"of the generated checkpoint, of {', '.join(ARCHITECTURES)}"
+    ),
     "repeats": Flag(whole(1, 100_000), "N", "timed runs of each contender; default: 10", 10),
     "warm-up": Flag(whole(0, 100_000), "N", "runs before these, not timed; default: 2", 2),
     "threads": Flag(
@@ -102,7 +125,8 @@ FLAGS = {
         len(os.sched_getaffinity(0)),
     ),
 }
-UNTOLD = ("model", "output", "keep")  # paths; of the model the name is told
+# Paths, of which only the model's name is told, and what stands there as the flags it is short for.
+UNTOLD = ("model", "output", "keep", "setting", "downloads_ours", "downloads_theirs")
 
 
 def parser_of(benchmark: str, description: str, names: Iterable[str]) -> Parser:

@@ -83,6 +83,12 @@ class Bench:
             values: Array = staged.array.view(dtype).reshape(tuple(shape)).copy()
         return values
 
+    @property
+    def used(self) -> int:
+        """Bytes that are taken on the device at this moment, by whomever."""
+        memory = self.device.memory()
+        return memory.total - memory.free
+
     def clear(self) -> None:
         """Free all buffers put or made so far."""
         self.stream.synchronize()

@@ -39,6 +39,11 @@ class Case(Protocol):
         ...
 
     @property
+    def flop(self) -> int:
+        """Operations of its products, a product and a sum counted as two; 0 where it has none."""
+        ...
+
+    @property
     def cold(self) -> bool:
         """Whether it is timed on data that no cache holds, too."""
         ...

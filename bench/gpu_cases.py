@@ -1,5 +1,6 @@
 """All cases: the kernels at the shapes of SDXL, and at shapes that nothing divides."""
 
+from diffusion_rt.bench import gpu_shapes
 from diffusion_rt.bench.gpu_case import Case
 from diffusion_rt.bench.gpu_norms import GroupNorm, LayerNorm
 from diffusion_rt.bench.gpu_steps import GuidedStep, Prepare, SelectRows
@@ -54,4 +55,21 @@ def cases(*, tiny: bool) -> list[Case]:
         GuidedStep("float32", 1, 3, 1001, order=3),
         Prepare("float32", 2, 1, 65536),
     ]
+    return found
+
+
+def of_step(width: int, height: int, images: int = 1, rows: int = 2) -> list[Case]:
+    """The kernels of one step of SDXL for pictures of that size, at each of its shapes.
+
+    `rows` is 2 with guidance, else 1.
+    """
+    shapes = gpu_shapes.step(width, height, rows * images)
+    found: list[Case] = []
+    for norm, _ in gpu_shapes.of_kind(shapes, gpu_shapes.GroupNorm):
+        found.append(GroupNorm("float16", norm.silu, norm.images, norm.pixels, norm.channels))
+    for layer, _ in gpu_shapes.of_kind(shapes, gpu_shapes.LayerNorm):
+        found.append(LayerNorm("float16", layer.rows, layer.columns))
+    elements = 4 * (width // 8) * (height // 8)
+    found.append(GuidedStep("float16", rows, images, elements))
+    found.append(Prepare("float16", rows, images, elements))
     return found

@@ -1,13 +1,27 @@
 """The GPU and its clocks, asked of the driver's own libraries: no package is needed for it."""
 
 import ctypes
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffusion_rt.bench.machine import Device
 
 _MULTIPROCESSORS, _L2_BYTES, _MAJOR, _MINOR = 16, 38, 75, 76  # CUdevice_attribute
 _SM_CLOCK, _MEMORY_CLOCK = 1, 2  # nvmlClockType_t
+_MOST_PROCESSES = 256
+_UNKNOWN = (1 << 64) - 1  # bytes, where the driver does not say
+
+
+class _Process(ctypes.Structure):
+    """nvmlProcessInfo_t."""
+
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,13 +128,48 @@ class Clocks:
             return None
         return text.value.decode(errors="replace")
 
-    def now(self) -> dict[str, str]:
-        """The clocks at this moment in MHz, under the names that records give them."""
+    def now(self) -> dict[str, int]:
+        """The clocks at this moment in MHz, under the names that a record's device gives them."""
         found = {}
-        for name, which in (("sm-mhz", _SM_CLOCK), ("memory-mhz", _MEMORY_CLOCK)):
+        for name, which in (("sm_mhz", _SM_CLOCK), ("memory_mhz", _MEMORY_CLOCK)):
             clock = ctypes.c_uint()
             if self._nvml is not None and not self._nvml.nvmlDeviceGetClockInfo(
                 self._handle, ctypes.c_uint(which), ctypes.byref(clock)
             ):
-                found[name] = str(clock.value)
+                found[name] = clock.value
         return found
+
+    def on(self, device: Device) -> Device:
+        """The device with its driver and its clocks at this moment."""
+        now = self.now()
+        return replace(
+            device,
+            driver=self.driver(),
+            sm_mhz=now.get("sm_mhz"),
+            memory_mhz=now.get("memory_mhz"),
+        )
+
+    def used(self) -> int | None:
+        """Bytes that this process holds on the GPU; None where the driver does not tell them.
+
+        Allocators of contenders keep what they once took, so after a run this is its peak. Inside
+        a container the driver may know processes by other numbers, and then nothing is known.
+        """
+        if self._nvml is None:
+            return None
+        found = (_Process * _MOST_PROCESSES)()
+        count = ctypes.c_uint(_MOST_PROCESSES)
+        if self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(
+            self._handle, ctypes.byref(count), found
+        ):
+            return None
+        held = [one.used for one in found[: count.value] if one.pid == os.getpid()]
+        return int(held[0]) if held and held[0] != _UNKNOWN else None
+
+
+def own_peak_device() -> int | None:
+    """Bytes that this process holds on the GPU, where there is one and the driver tells."""
+    try:
+        return Clocks(this_chip().name).used()
+    except NoChip:
+        return None

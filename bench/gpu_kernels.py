@@ -1,6 +1,8 @@
 """Two parts of the GPU run: kernels against their references, and how long they take."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 
@@ -16,22 +18,28 @@ from diffusion_rt.kernels.compile import CompileError
 from diffusion_rt.kernels.driver import DeviceLost, OutOfMemory, part
 
 LAUNCHES = 32  # of one timed graph
-REPEATS = 50
+REPEATS = 50  # replays of a timed graph
 COPY_BYTES = 2 << 30  # of the copy that bandwidth is measured by, each way
 COPY_BLOCK = 64 << 20  # random bytes that it repeats
 MOST_SETS = 24  # of inputs, to keep the caches cold
 SHOWN = 16  # of the cases, in the short table
 
 
-def check(sink: Sink) -> None:
-    """Every case against its float64 reference, twice: the second time to the same bits."""
+def check(sink: Sink, chosen: Sequence[Case] | None = None) -> None:
+    """Every case against its float64 reference, twice: the second time to the same bits.
+
+    `chosen` are the cases; without them all there are, and kernels without one are named.
+    """
     bench = Bench(simulated=sink.chip.simulated)
-    for number, case in enumerate(cases(tiny=bench.simulated)):
+    found = cases(tiny=bench.simulated) if chosen is None else chosen
+    for number, case in enumerate(found):
         if sink.late:
             sink.not_run(case.name, "out of time from here on")
             return
         _guarded(sink, bench, case, partial(_check, sink, bench, case, number))
     seen = {variant for case in cases(tiny=False) for variant in case.variants}
+    if chosen is not None:
+        seen = set(CATALOGUE)
     for name in sorted(set(CATALOGUE) - seen):
         sink.not_run(name, "has no case here")
     bench.close()
@@ -48,17 +56,36 @@ def _check(sink: Sink, bench: Bench, case: Case, seed: int) -> None:
         sink.checked(case.name, error, case.setting)
 
 
-def measure(sink: Sink) -> None:
-    """Every case by replays of a graph, and a plain copy that says what the memory can do."""
+def measure(
+    sink: Sink, chosen: Sequence[Case] | None = None, repeats: int = REPEATS, peak: float = math.inf
+) -> None:
+    """Every case by replays of a graph, and a plain copy that says what the memory can do.
+
+    `peak` is what the chip's products come to at most, operations a second, where that is known.
+    """
     bench = Bench(simulated=sink.chip.simulated)
-    bandwidth = _copy(sink, bench)
-    for number, case in enumerate(cases(tiny=bench.simulated)):
+    roof = Roof(_copy(sink, bench), peak, 2 if bench.simulated else repeats)
+    found = cases(tiny=bench.simulated) if chosen is None else chosen
+    for number, case in enumerate(found):
         if sink.late:
             sink.not_run(case.name, "out of time from here on")
             return
         shown = number < SHOWN
-        _guarded(sink, bench, case, partial(_measure, sink, bench, case, bandwidth, shown))
+        _guarded(sink, bench, case, partial(_measure, sink, bench, case, roof, shown))
     bench.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What a chip can do at most, and how often a case is timed."""
+
+    bandwidth: float  # bytes a second
+    peak: float  # operations a second
+    repeats: int
+
+    def floor(self, case: Case) -> float:
+        """Seconds that no kernel for this case goes below, but where a cache holds its bytes."""
+        return max(case.nbytes / self.bandwidth, case.flop / self.peak)
 
 
 def _copy(sink: Sink, bench: Bench) -> float:
@@ -77,8 +104,8 @@ def _copy(sink: Sink, bench: Bench) -> float:
     return 2 * nbytes / middle if middle else float("inf")
 
 
-def _measure(sink: Sink, bench: Bench, case: Case, bandwidth: float, shown: bool) -> None:
-    floor = case.nbytes / bandwidth
+def _measure(sink: Sink, bench: Bench, case: Case, roof: Roof, shown: bool) -> None:
+    floor = roof.floor(case)
     built = [case.build(bench, 0)]
     if case.cold:
         # Each launch finds its data evicted by those between; where it is, is the device's choice.
@@ -88,11 +115,20 @@ def _measure(sink: Sink, bench: Bench, case: Case, bandwidth: float, shown: bool
         if cache == "cold" and not case.cold:
             continue
         pieces = _pieces(sets, 4 if bench.simulated else LAUNCHES)
-        seconds = bench.times(pieces, 2 if bench.simulated else REPEATS)
-        note = f"{floor / median(seconds):.0%} of what a copy moves" if median(seconds) else ""
+        seconds = bench.times(pieces, roof.repeats)
+        note = f"{floor / median(seconds):.0%} of the floor's speed" if median(seconds) else ""
         setting = {**case.setting, "cache": cache}
         shown = shown and (cache == "cold" or not case.cold)
-        sink.timed(case.name, seconds, setting, nbytes=case.nbytes, note=note, shown=shown)
+        sink.timed(
+            case.name,
+            seconds,
+            setting,
+            nbytes=case.nbytes,
+            flop=case.flop,
+            peak_device=bench.used,
+            note=note,
+            shown=shown,
+        )
 
 
 def _pieces(sets: list[Built], most: int) -> list[Callable[[], None]]:

@@ -21,6 +21,7 @@ class LayerNorm:
     rows: int
     columns: int
     cold: bool = True
+    flop: int = 0
 
     @property
     def name(self) -> str:
@@ -74,6 +75,7 @@ class GroupNorm:
     channels: int
     groups: int = 32
     cold: bool = True
+    flop: int = 0
 
     @property
     def name(self) -> str:

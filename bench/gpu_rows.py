@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -52,16 +52,22 @@ def parse_row(line: str) -> Row | None:
     return row if row.outcome in get_args(Outcome) else None
 
 
+def print_json(row: Row) -> None:
+    """A row as the line that `parse_row` reads."""
+    print(json.dumps({"row": asdict(row)}), flush=True)
+
+
 @dataclass(slots=True)
 class Sink:
     """Where the rows of one part go: a line on standard output each, and records in a folder."""
 
     part: str
     chip: Chip
-    output: Path
+    output: Path | None  # None keeps no records
     deadline: float  # seconds since 1970
     command: str
     commit: str | None = None  # of the sources, where their history is not here
+    tell: Callable[[Row], None] = print_json
     _origins: dict[str, Origin] = field(default_factory=dict)
     _clocks: Clocks | None = None
 
@@ -72,8 +78,7 @@ class Sink:
 
     def say(self, name: str, outcome: Outcome, note: str, *, shown: bool = True) -> None:
         """A row without a record."""
-        row = Row(self.part, name, outcome, one_line(note), shown)
-        print(json.dumps({"row": asdict(row)}), flush=True)
+        self.tell(Row(self.part, name, outcome, one_line(note), shown))
 
     def checked(self, name: str, error: float, setting: Setting) -> None:
         """A result against its reference: `error` is in units of what is allowed, so 1 is the most.
@@ -101,6 +106,7 @@ class Sink:
         contender: str = OURS,
         nbytes: int = 0,
         flop: int = 0,
+        peak_device: int | None = None,
         note: str = "",
         shown: bool = True,
     ) -> float:
@@ -109,12 +115,20 @@ class Sink:
         Those of a simulator are neither kept nor told.
         """
         middle = median(seconds)
-        counts = {"bytes": nbytes, "flop": flop}
-        facts = {**setting, **{key: value for key, value in counts.items() if value}}
         if self.chip.simulated:
             self.say(name, "untimed", _words(setting), shown=False)
             return middle
-        self._keep(TIME, name, facts, "s", seconds, contender=contender)
+        self._keep(
+            TIME,
+            name,
+            setting,
+            "s",
+            seconds,
+            contender=contender,
+            flop=flop or None,
+            nbytes=nbytes or None,
+            peak_device=peak_device,
+        )
         rate = f", {nbytes / middle / 1e12:.2f} TB/s" if nbytes and middle else ""
         rate += f", {flop / middle / 1e12:.0f} TFLOP/s" if flop and middle else ""
         by = f" by {contender}" if contender != OURS else ""
@@ -136,13 +150,26 @@ class Sink:
         *,
         wrong: str | None = None,
         contender: str = OURS,
+        flop: int | None = None,
+        nbytes: int | None = None,
+        peak_device: int | None = None,
     ) -> None:
+        if self.output is None:
+            return
         found: Spread | None = spread(values) if wrong is None else None
         record = self._origin(benchmark).record(
-            measure, contender, setting, unit=unit, spread=found, wrong=wrong
+            measure,
+            contender,
+            setting,
+            unit=unit,
+            spread=found,
+            wrong=wrong,
+            flop=flop,
+            nbytes=nbytes,
+            peak_device=peak_device,
         )
         if self._clocks is not None:
-            record = replace(record, versions={**record.versions, **self._clocks.now()})
+            record = replace(record, device=self._clocks.on(record.device))
         if self.chip.simulated:
             append_simulated(self.output, record)
         else:
@@ -151,6 +178,7 @@ class Sink:
     def _origin(self, benchmark: str) -> Origin:
         if benchmark not in self._origins:
             versions = {**machine.versions(), "cuda": self.chip.cuda}
+            device = self.chip.device
             for package in PACKAGES:
                 try:
                     versions[package] = metadata.version(package)
@@ -158,12 +186,10 @@ class Sink:
                     continue
             if not self.chip.simulated:
                 self._clocks = self._clocks or Clocks(self.chip.name)
-                driver = self._clocks.driver()
-                versions |= {"driver": driver} if driver else {}
             self._origins[benchmark] = Origin(
                 benchmark=benchmark,
                 command=self.command,
-                device=self.chip.device,
+                device=device,
                 versions=versions,
                 commit=(self.commit, False) if self.commit else machine.commit(),
             )

@@ -1,19 +1,47 @@
-"""The work in one step of SDXL and in one decode: every distinct shape, and how often it occurs.
+"""The work in one step of a UNet and in one decode: every distinct shape, and how often it occurs.
 
-From the published configuration of SDXL base 1.0: channels 320, 640, 1280 with 0, 2 and 10
-transformer layers, heads of 64, and the decoder of its VAE.
+By default those of SDXL base 1.0, from its published configuration: channels 320, 640, 1280 with 0,
+2 and 10 transformer layers, heads of 64, and the decoder of its VAE.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
-LEVELS = ((320, 0), (640, 2), (1280, 10))  # channels, and transformer layers of a block
 HEAD = 64
 CONTEXT = 77  # tokens of one prompt
-GROUPS = 32
 DECODER = (512, 512, 256, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A UNet as far as its work goes: channels, transformer layers and heads, level by level."""
+
+    levels: tuple[tuple[int, int, int], ...]
+    middle: int  # transformer layers of the middle block
+    resnets: int = 2  # of a level on the way down; one more on the way up
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """From a config of diffusers. Raises ValueError for what it does not describe."""
+        channels = config["block_out_channels"]
+        kinds = config["down_block_types"]
+        layers = config.get("transformer_layers_per_block", 1)
+        heads = config.get("num_attention_heads") or config["attention_head_dim"]
+        layers, heads = (
+            [value] * len(channels) if isinstance(value, int) else value
+            for value in (layers, heads)
+        )
+        if not len(channels) == len(kinds) == len(layers) == len(heads):
+            raise ValueError("a config whose lists differ in length")
+        # A block without attention ignores the number of its layers; the middle block does not.
+        own = [n if "CrossAttn" in kind else 0 for n, kind in zip(layers, kinds, strict=True)]
+        found = tuple(zip(channels, own, heads, strict=True))
+        return cls(found, layers[-1], config.get("layers_per_block", 2))
+
+
+SDXL = Network(((320, 0, 5), (640, 2, 10), (1280, 10, 20)), 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +55,11 @@ class Gemm:
     @property
     def flop(self) -> int:
         return 2 * self.m * self.n * self.k
+
+    @property
+    def numbers(self) -> int:
+        """Read and written at least: both factors, the bias, the product."""
+        return self.m * self.k + self.n * self.k + self.n + self.m * self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +77,13 @@ class Conv:
     def flop(self) -> int:
         return 2 * self.images * self.height * self.width * 9 * self.channels * self.filters
 
+    @property
+    def numbers(self) -> int:
+        """Read and written at least: the picture, the filters, their biases, the result."""
+        pixels = self.images * self.height * self.width
+        weights = (9 * self.channels + 1) * self.filters
+        return pixels * (self.channels * self.stride**2 + self.filters) + weights
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
@@ -59,6 +99,11 @@ class Attention:
     def flop(self) -> int:
         return 4 * self.images * self.heads * self.queries * self.keys * self.width
 
+    @property
+    def numbers(self) -> int:
+        """Read and written at least: queries, keys, values, the result."""
+        return 2 * self.images * self.heads * self.width * (self.queries + self.keys)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
@@ -71,6 +116,11 @@ class LayerNorm:
     def flop(self) -> int:
         """Not counted: bytes are what it takes."""
         return 0
+
+    @property
+    def numbers(self) -> int:
+        """Read once, written once."""
+        return 2 * self.rows * self.columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +136,11 @@ class GroupNorm:
     def flop(self) -> int:
         """Not counted: bytes are what it takes."""
         return 0
+
+    @property
+    def numbers(self) -> int:
+        """Read twice, once for the statistics; written once."""
+        return 3 * self.images * self.pixels * self.channels
 
 
 Shape = Gemm | Conv | Attention | LayerNorm | GroupNorm
@@ -129,48 +184,49 @@ class _Walk:
         if channels != filters:
             self.gemm(filters, channels)
 
-    def transformer(self, channels: int, layers: int) -> None:
+    def transformer(self, channels: int, layers: int, heads: int) -> None:
         """Query, key and value of self attention in one product; cross attention's are cached."""
         if not layers:
             return
-        heads = channels // HEAD
+        place, width = (self.images, heads, self.pixels), channels // heads
         self.norm(channels, False)
         self.gemm(channels, channels, 2)
         self.found[LayerNorm(self.images * self.pixels, channels)] += 3 * layers
         self.gemm(3 * channels, channels, layers)
-        self.found[Attention(self.images, heads, self.pixels, self.pixels)] += layers
-        self.found[Attention(self.images, heads, self.pixels, CONTEXT)] += layers
+        self.found[Attention(*place, self.pixels, width)] += layers
+        self.found[Attention(*place, CONTEXT, width)] += layers
         self.gemm(channels, channels, 3 * layers)
         self.gemm(8 * channels, channels, layers)
         self.gemm(channels, 4 * channels, layers)
 
 
-def step(width: int, height: int, rows: int = 2) -> Shapes:
+def step(width: int, height: int, rows: int = 2, network: Network = SDXL) -> Shapes:
     """One evaluation of the UNet for a picture of that size; `rows` is 2 with guidance.
 
     Left out is what does not change between steps: keys and values of the prompt, and the
     projections of the timestep.
     """
     walk = _Walk(rows, height // 8, width // 8)
-    channels = LEVELS[0][0]
+    levels = network.levels
+    channels = levels[0][0]
     walk.conv(4, channels)
     skips = [channels]
-    for level, (filters, layers) in enumerate(LEVELS):
-        for _ in range(2):
+    for level, (filters, layers, heads) in enumerate(levels):
+        for _ in range(network.resnets):
             walk.resnet(channels, filters)
-            walk.transformer(filters, layers)
+            walk.transformer(filters, layers, heads)
             channels = filters
             skips.append(channels)
-        if level + 1 < len(LEVELS):
+        if level + 1 < len(levels):
             walk.conv(channels, channels, 2)
             skips.append(channels)
     walk.resnet(channels, channels)
-    walk.transformer(channels, LEVELS[-1][1])
+    walk.transformer(channels, network.middle, levels[-1][2])
     walk.resnet(channels, channels)
-    for level, (filters, layers) in reversed(list(enumerate(LEVELS))):
-        for _ in range(3):
+    for level, (filters, layers, heads) in reversed(list(enumerate(levels))):
+        for _ in range(network.resnets + 1):
             walk.resnet(channels + skips.pop(), filters)
-            walk.transformer(filters, layers)
+            walk.transformer(filters, layers, heads)
             channels = filters
         if level:
             walk.upsample(channels)
@@ -204,6 +260,11 @@ def decode(width: int, height: int) -> Shapes:
 def flop(shapes: Shapes) -> int:
     """Of all of them, a product and a sum counted as two."""
     return sum(shape.flop * count for shape, count in shapes.items())
+
+
+def nbytes(shapes: Shapes, size: int) -> int:
+    """Bytes that all of them read and write at least, at `size` bytes a number."""
+    return size * sum(shape.numbers * count for shape, count in shapes.items())
 
 
 def of_kind(shapes: Shapes, kind: type[S]) -> Iterable[tuple[S, int]]:

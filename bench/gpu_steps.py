@@ -23,6 +23,7 @@ class Prepare:
     images: int
     elements: int
     cold: bool = False
+    flop: int = 0
 
     @property
     def name(self) -> str:
@@ -73,6 +74,7 @@ class GuidedStep:
     elements: int
     order: int = 2
     cold: bool = False
+    flop: int = 0
 
     @property
     def name(self) -> str:
@@ -139,6 +141,7 @@ class SelectRows:
 
     lengths: tuple[int, ...]  # bytes of a row of each table
     cold: bool = False
+    flop: int = 0
 
     @property
     def name(self) -> str:

@@ -52,6 +52,9 @@ def suite(sink: Sink, name: str, files: Sequence[str], more: Sequence[str]) -> N
     if root is None or not all((root / file).is_file() for file in files):
         sink.not_run(what, "no tests here: not a checkout")
         return
+    if sink.output is None:
+        sink.not_run(what, "nowhere to keep its log")
+        return
     for module in NEEDS:
         if find_spec(module) is None:
             sink.not_run(what, f"no {module}")

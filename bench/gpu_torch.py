@@ -170,8 +170,8 @@ def _one(yard: Yard, shape: Shape, count: int, where: str, shown: bool) -> float
 def _works(yard: Yard, shape: Shape) -> tuple[list[Work], int]:
     """Calls on different data, and the bytes that one moves at least."""
     works: list[Work] = []
+    nbytes = HALF * shape.numbers
     if isinstance(shape, Gemm):
-        nbytes = HALF * (shape.m * shape.k + shape.n * shape.k + shape.m * shape.n)
         for _ in range(yard.sets(nbytes)):
             x, w = yard.random(shape.m, shape.k), yard.random(shape.n, shape.k)
             b = yard.random(shape.n)
@@ -180,22 +180,18 @@ def _works(yard: Yard, shape: Shape) -> tuple[list[Work], int]:
         stride = shape.stride
         nhwc = torch.channels_last
         place = (shape.channels, shape.height * stride, shape.width * stride)
-        pixels = shape.height * shape.width * (shape.channels * stride**2 + shape.filters)
-        nbytes = HALF * (shape.images * pixels + 9 * shape.channels * shape.filters)
         for _ in range(yard.sets(nbytes)):
             x = yard.random(shape.images, *place).to(memory_format=nhwc)
             w = yard.random(shape.filters, shape.channels, 3, 3).to(memory_format=nhwc)
             b = yard.random(shape.filters)
             works.append(partial(functional.conv2d, x, w, b, stride=stride, padding=1))
     elif isinstance(shape, GroupNorm):
-        nbytes = 3 * HALF * shape.images * shape.pixels * shape.channels
         for _ in range(yard.sets(nbytes)):
             x = yard.random(shape.images, shape.channels, shape.pixels, 1)
             x = x.to(memory_format=torch.channels_last)
             w, b = yard.random(2, shape.channels)
             works.append(partial(_group_norm, x, w, b, shape.silu))
     elif isinstance(shape, LayerNorm):
-        nbytes = 2 * HALF * shape.rows * shape.columns
         for _ in range(yard.sets(nbytes)):
             x = yard.random(shape.rows, shape.columns)
             w, b = yard.random(2, shape.columns)
@@ -218,8 +214,7 @@ def _attention(yard: Yard, shape: Attention, count: int, where: str) -> float:
         """As a projection leaves it, sequence before heads."""
         return yard.random(shape.images, length, shape.heads, shape.width).transpose(1, 2)
 
-    length = 2 * (shape.queries + shape.keys)
-    nbytes = HALF * shape.images * shape.heads * shape.width * length
+    nbytes = HALF * shape.numbers
     inputs = [
         (tokens(shape.queries), tokens(shape.keys), tokens(shape.keys))
         for _ in range(yard.sets(nbytes))

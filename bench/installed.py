@@ -1,20 +1,33 @@
-"""How much disk the packages take that something needs, with all that these need in turn."""
+"""How much disk the packages take that something needs, with all that these need in turn.
 
-from collections.abc import Iterable
+Of a set that is too large to install for it, the sizes of the files that pip would download.
+"""
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import diffusion_rt
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines import strict_json
+from diffusion_rt.engines.artefact import read_bytes
+from diffusion_rt.engines.errors import BadInput, Fault
 from diffusion_rt.runtime.doctor import CORE
 
 # What a user of each installs to draw on a CPU: ours is core and the extra `cpu`; diffusers' is
 # what its documentation installs, `diffusers[torch] transformers`.
 OURS = (*CORE, "onnxruntime")
 DIFFUSERS = ("diffusers[torch]", "transformers")
+
+MAX_REPORT = 64 << 20  # bytes of what pip would install, as it says it
+SECONDS = 60  # for the size of one file
 
 
 def closure(roots: Iterable[str]) -> list[str]:
@@ -64,6 +77,59 @@ def own_size() -> int:
             kept += folder.resolve().rglob("*.py")
     kept += (path for path in (root / "runtime" / "models").resolve().rglob("*") if path.is_file())
     return sum(map(_size, set(kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class Downloads:
+    """What pip would download for a set of packages."""
+
+    names: tuple[str, ...]
+    nbytes: int
+
+
+def downloads(report: Path) -> Downloads:
+    """The files of `pip install --dry-run --ignore-installed --report FILE …` and their sizes.
+
+    Nothing is downloaded: each server is asked for the length alone. Raises BadInput for what is no
+    such report, and Fault where a size cannot be had.
+    """
+    found = strict_json.parse(read_bytes(report, MAX_REPORT), str(report))
+    entries = found.get("install") if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise BadInput(f"{report}: lists nothing to install; pip install --dry-run --report FILE …")
+    places: dict[str, str] = {}
+    for entry in entries:
+        name, url = _named(entry)
+        if name is None or url is None or urlsplit(url).scheme not in ("https", "file"):
+            raise BadInput(f"{report}: a package without a name or a place; make the report anew")
+        places[canonicalize_name(name)] = url
+    return Downloads(tuple(sorted(places)), sum(map(_length, places.values())))
+
+
+def _named(entry: Any) -> tuple[str | None, str | None]:
+    if not isinstance(entry, Mapping):
+        return None, None
+    about, place = (entry.get(part) for part in ("metadata", "download_info"))
+    name = about.get("name") if isinstance(about, Mapping) else None
+    url = place.get("url") if isinstance(place, Mapping) else None
+    return (name if isinstance(name, str) else None), (url if isinstance(url, str) else None)
+
+
+def _length(url: str) -> int:
+    """Bytes of the file at a URL; Fault names the file, not the server."""
+    parts = urlsplit(url)
+    name = Path(unquote(parts.path)).name
+    if parts.scheme == "file":
+        return _size(Path(unquote(parts.path)))
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+            length = answer.headers.get("Content-Length", "")
+    except (OSError, urllib.error.URLError) as error:
+        raise Fault(f"{name}: its size cannot be had: {error}") from None
+    if not length.isdecimal():
+        raise Fault(f"{name}: its server does not say how large it is")
+    return int(length)
 
 
 def _size(path: Path) -> int:

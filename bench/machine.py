@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,10 +25,15 @@ class Device:
     name: Line
     cores: Annotated[int, Between(1, 1 << 20)]  # that this process may use
     memory: Annotated[int, Between(0, 1 << 50)]  # bytes
+    # Of a GPU, as they stood when the record was made; they do not make it another device.
+    driver: Line | None = field(default=None, compare=False)
+    sm_mhz: Annotated[int, Between(0, 1 << 20)] | None = field(default=None, compare=False)
+    memory_mhz: Annotated[int, Between(0, 1 << 20)] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        """Such as `AMD EPYC, 2 cores`."""
-        return f"{self.name}, {self.cores} core{'s' if self.cores > 1 else ''}"
+        """Such as `AMD EPYC, 2 cores` or `NVIDIA H200, 132 SMs`."""
+        unit = "SM" if self.kind == "gpu" else "core"
+        return f"{self.name}, {self.cores} {unit}{'s' if self.cores > 1 else ''}"
 
 
 def this_cpu() -> Device:

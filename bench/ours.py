@@ -32,11 +32,19 @@ class Ours:
     name = "diffusion-rt"
 
     def __init__(
-        self, *, model: Path, threads: int, engine: str = "ort", clock: Clock = time.perf_counter
+        self,
+        *,
+        model: Path,
+        threads: int,
+        engine: str = "ort",
+        device: str = "cpu",
+        clock: Clock = time.perf_counter,
     ) -> None:
         """Open the model. Raises BadInput where that cannot be."""
         folder = open_model(model)
-        self._backend = TimedBackend(open_backend(folder, engine, threads=threads))
+        provider = device if engine == "ort" else None
+        backend = open_backend(folder, engine, threads=threads, provider=provider)
+        self._backend = TimedBackend(backend)
         self._pipeline = Pipeline(folder, self._backend)
         self._clock = clock
 

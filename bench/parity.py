@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import ceil
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,25 @@ class Gate:
 
     levels: int = 1  # of 255, of any pixel
     relative: float = 1e-3  # of any other array: largest difference to largest value
+
+    @classmethod
+    def twice(cls, wanted: Arrays, plain: Arrays) -> Self:
+        """Twice as far as `plain` is, diffusers in the contenders' own arithmetic, or the above.
+
+        Raises Fault where that is not finite, and so measures nothing.
+        """
+        least = cls()
+        levels, relative = float(least.levels), least.relative
+        for name, reference in wanted.items():
+            found = plain[name]
+            if found.shape != reference.shape or not np.isfinite(found).all():
+                raise Fault(f"diffusers' own {name} are not finite; nothing can be held to them")
+            difference = float(np.abs(found.astype(np.float64) - reference).max())
+            if reference.dtype == np.uint8:
+                levels = max(levels, 2 * difference)
+            else:
+                relative = max(relative, 2 * difference / float(np.abs(reference).max()))
+        return cls(levels=ceil(levels), relative=relative)
 
     def refusal(self, wanted: Arrays, got: Arrays) -> str | None:
         """Why a contender may not be timed; None where it may.

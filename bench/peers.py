@@ -1,4 +1,4 @@
-"""diffusers as a contender, eager or compiled, as its documentation says it is fastest on a CPU."""
+"""diffusers as a contender, eager or compiled, as its documentation says it is fastest."""
 
 import time
 from collections.abc import Callable
@@ -10,45 +10,82 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from torch._inductor import config as inductor
 
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.bench.gpu_chip import own_peak_device
+from diffusion_rt.engines import strict_json
+from diffusion_rt.engines.artefact import read_bytes
+from diffusion_rt.engines.errors import BadInput, shown
+from diffusion_rt.export.checkpoint import INDEX, MAX_JSON
 from diffusion_rt.runtime.samplers import SAMPLERS, sampler_name
+
+# What draws a picture, by the class that a checkpoint names, and what else it is told.
+PIPELINES: dict[str, dict[str, Any]] = {
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+    "StableDiffusionXLImg2ImgPipeline": {"add_watermarker": False},
+    "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
+}
+STRENGTH = 0.3  # of what redraws a picture, the refiner: its pipeline's own default
 
 
 class Diffusers:
-    """`StableDiffusionXLPipeline` in float32, with scaled dot-product attention, on the CPU.
+    """A pipeline of diffusers with scaled dot-product attention: float32 on a CPU, half on a GPU.
 
-    Its own draws come of the generators of the seeds, as ours do.
+    Its own draws come of the generators of the seeds, as ours do. The refiner, which only redraws,
+    is given random pixels of the same seed.
     """
 
     name = "diffusers"
 
-    def __init__(self, *, model: Path, threads: int, clock: Clock = time.perf_counter) -> None:
-        """Load the model folder, which is a diffusers checkpoint too."""
+    def __init__(
+        self,
+        *,
+        model: Path,
+        threads: int,
+        device: str = "cpu",
+        dtype: str | None = None,
+        exact: bool = True,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """Load the model folder, which is a diffusers checkpoint too.
+
+        `dtype` is that of torch, float32 or float16. `exact` waits for the device at the end of
+        each stage, without which the stages of a GPU are not told apart.
+        """
         torch.set_num_threads(threads)
+        dtype = dtype or ("float16" if device == "cuda" else "float32")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BadInput("--device cuda: this PyTorch sees no GPU; install its CUDA build")
+        if dtype == "float32":  # as the reference it is to be that, and not a shorter format
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
         for library in (diffusers, transformers):
             library.utils.logging.set_verbosity_error()
             library.utils.logging.disable_progress_bar()
-        self._pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
-            model, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
+        kind = pipeline_of(model)
+        self._redraws = "Img2Img" in kind
+        self._wait = exact and device == "cuda"
+        self._device = device
+        self._pipeline: Any = getattr(diffusers, kind).from_pretrained(
+            model, torch_dtype=getattr(torch, dtype), local_files_only=True, **PIPELINES[kind]
         )
+        self._pipeline.to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._schedule = dict(self._pipeline.scheduler.config)
         self._clock = clock
         self._watch = Watch(clock)
         self._prepare()
         pipeline = self._pipeline
-        for module, measure in (
-            (pipeline.text_encoder, "text"),
-            (pipeline.text_encoder_2, "text"),
-            (pipeline.unet, "evaluation"),
+        for name, measure in (
+            ("text_encoder", "text"),
+            ("text_encoder_2", "text"),
+            ("unet", "evaluation"),
         ):
-            module.forward = self._timed(module.forward, measure)
+            if (module := getattr(pipeline, name, None)) is not None:
+                module.forward = self._timed(module.forward, measure)
         pipeline.vae.decode = self._timed(pipeline.vae.decode, "decode")
 
     def run(self, case: Case) -> Outcome:
@@ -58,31 +95,39 @@ class Diffusers:
             raise BadInput(f"sampler {case.sampler}: diffusers has none of it; leave it out")
         self._pipeline.scheduler = getattr(diffusers, scheduler).from_config(self._schedule)
         watch = self._watch = Watch(self._clock)
-        latents: list[NDArray[np.float32]] = []
+        latents: list[torch.Tensor] = []
 
         def report(_: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            self._synchronize()
             watch.mark("step")
-            latents[:] = [tensors["latents"].numpy()]
+            latents[:] = [tensors["latents"]]
             return tensors
 
+        given: dict[str, Any] = {"width": case.width, "height": case.height}
+        if self._redraws:
+            given = {"image": self._start(case), "strength": STRENGTH}
         with watch("picture"):
             generators = [torch.Generator().manual_seed(seed) for seed in case.seeds]
             images = self._pipeline(
                 prompt=case.prompt,
-                width=case.width,
-                height=case.height,
                 num_inference_steps=case.steps,
                 guidance_scale=case.guidance_scale,
                 num_images_per_prompt=case.images,
                 generator=generators,
                 callback_on_step_end=report,
+                **given,
             ).images
+        found: NDArray[np.float32] = latents[0].float().cpu().numpy()
         pixels = np.stack([np.asarray(image) for image in images])
-        return Outcome({"latents": latents[0], "pixels": pixels}, watch.result())
+        return Outcome({"latents": found, "pixels": pixels}, watch.result())
 
     def peak_rss(self) -> int | None:
         """The most memory that this process ever held, in bytes."""
         return own_peak_rss()
+
+    def peak_device(self) -> int | None:
+        """What this process holds on the GPU, in bytes."""
+        return own_peak_device()
 
     def close(self) -> None:
         """Let go of the networks."""
@@ -91,28 +136,55 @@ class Diffusers:
     def _prepare(self) -> None:
         """What is done to the pipeline once, before it is timed."""
 
+    def _start(self, case: Case) -> torch.Tensor:
+        """The picture that is redrawn, [1, 3, height, width] from 0 to 1."""
+        draw = torch.Generator().manual_seed(case.seed)
+        return torch.rand(1, 3, case.height, case.width, generator=draw)
+
+    def _synchronize(self) -> None:
+        if self._wait:
+            torch.cuda.synchronize()
+
     def _timed(self, function: Callable[..., Any], measure: str) -> Callable[..., Any]:
         @wraps(function)
         def run(*arguments: Any, **named: Any) -> Any:
             with self._watch(measure):
-                return function(*arguments, **named)
+                found = function(*arguments, **named)
+                self._synchronize()
+                return found
 
         return run
 
 
 class Compiled(Diffusers):
-    """The same under torch.compile: Inductor's C++ for the CPU, which needs a compiler.
+    """The same under torch.compile: Inductor's C++ on a CPU, which needs a compiler, or Triton.
 
-    The UNet and the VAE's decoder are compiled with weights frozen and kernels tuned, as PyTorch's
-    tutorial for CPUs has it. On `shapes-xl` a step of that took half as long as by the defaults;
-    fused projections and channels last, which help GPUs, made it no faster.
+    The UNet and the VAE's decoder are compiled with kernels tuned. On a CPU weights are frozen, as
+    PyTorch's tutorial for CPUs has it: on `shapes-xl` a step of that took half as long as by the
+    defaults, and fused projections and channels last made it no faster. On a GPU both are what
+    diffusers' documentation has for speed.
     """
 
     name = "compile"
 
     def _prepare(self) -> None:
-        inductor.freezing = True
         options: Any = {"mode": "max-autotune", "fullgraph": True, "dynamic": False}
         pipeline = self._pipeline
+        if self._device == "cuda":
+            pipeline.fuse_qkv_projections()
+            for network in (pipeline.unet, pipeline.vae):
+                network.to(memory_format=torch.channels_last)
+        else:
+            inductor.freezing = True
         pipeline.unet = torch.compile(pipeline.unet, **options)
         pipeline.vae.decode = torch.compile(pipeline.vae.decode, **options)
+
+
+def pipeline_of(model: Path) -> str:
+    """The pipeline that a checkpoint names; BadInput where it is none of PIPELINES."""
+    path = model / INDEX
+    index = strict_json.parse(read_bytes(path, MAX_JSON), str(path))
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind not in PIPELINES:
+        raise BadInput(f"{path}: {shown(kind)} is not measured; one of {', '.join(PIPELINES)}")
+    return str(kind)

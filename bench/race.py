@@ -21,6 +21,8 @@ class Lane:
     wrong: str | None = None  # why it was not timed
     rounds: list[Laps] = field(default_factory=list)  # the laps of each timed run
     peak_rss: int | None = None
+    peak_device: int | None = None
+    absent: str | None = None  # why it cannot do what was asked
 
     @property
     def measures(self) -> list[str]:
@@ -45,17 +47,21 @@ def race(
     repeats: int,
     warm_up: int,
     gate: Gate = Gate(),  # noqa: B008  (frozen)
+    yardstick: Contender | None = None,
     tell: Tell = lambda text: None,
 ) -> list[Lane]:
     """One lane for each contender, all in memory at once, the clocks of all running in turn.
 
     Each is first held against what `reference` draws; None is for contenders that do no
-    arithmetic.
+    arithmetic. `yardstick` is the reference in the contenders' shorter arithmetic: where it is
+    given, twice its own error is allowed.
     """
     lanes = [Lane(contender.name) for contender in contenders]
     if reference is not None:
         tell(f"{case}: parity")
         wanted = reference.run(case).arrays
+        if yardstick is not None:
+            gate = Gate.twice(wanted, yardstick.run(case).arrays)
         for contender, lane in zip(contenders, lanes, strict=True):
             lane.wrong = gate.refusal(wanted, contender.run(case).arrays)
     right = [pair for pair in zip(contenders, lanes, strict=True) if pair[1].wrong is None]
@@ -67,7 +73,7 @@ def race(
             if timed >= 0:
                 lane.rounds.append(seconds)
     for contender, lane in right:
-        lane.peak_rss = contender.peak_rss()
+        lane.peak_rss, lane.peak_device = contender.peak_rss(), contender.peak_device()
     return lanes
 
 
@@ -102,7 +108,7 @@ def race_apart(
                 seconds = contender.run(case).seconds
                 if turn >= warm_up:
                     lane.rounds.append(seconds)
-            lane.peak_rss = contender.peak_rss()
+            lane.peak_rss, lane.peak_device = contender.peak_rss(), contender.peak_device()
         finally:
             contender.close()
     return lanes
@@ -113,18 +119,35 @@ def records_of(
     lanes: Sequence[Lane],
     setting: Mapping[str, str | int | float],
     kept: Sequence[str] | None = None,
+    *,
+    flop: int | None = None,
+    nbytes: int | None = None,
 ) -> list[Record]:
-    """Of each lane the seconds, of ours the ratios to the others; None keeps every measure."""
+    """Of each lane the seconds, of ours the ratios to the others; None keeps every measure.
+
+    `flop` and `nbytes` are what a run comes to at least, where that is known.
+    """
     found = []
     ours = next(lane for lane in lanes if lane.name == OURS)
     for lane in lanes:
-        if lane.wrong is not None:
-            found.append(origin.record(ALL, lane.name, setting, wrong=lane.wrong))
+        if lane.wrong is not None or lane.absent is not None:
+            found.append(
+                origin.record(ALL, lane.name, setting, wrong=lane.wrong, absent=lane.absent)
+            )
         for measure in _kept(lane, kept):
-            seconds, peak = lane.seconds(measure), lane.peak_rss
-            found.append(origin.record(measure, lane.name, setting, spread=seconds, peak_rss=peak))
+            record = origin.record(
+                measure,
+                lane.name,
+                setting,
+                spread=lane.seconds(measure),
+                peak_rss=lane.peak_rss,
+                peak_device=lane.peak_device,
+                flop=flop,
+                nbytes=nbytes,
+            )
+            found.append(record)
     for lane in lanes:
-        if lane is ours or lane.wrong is not None or ours.wrong is not None:
+        if lane is ours or not lane.rounds or not ours.rounds:
             continue
         for measure in _kept(lane, kept):
             if measure in ours.measures:

@@ -15,7 +15,8 @@ from diffusion_rt.engines.artefact import locked, read_bytes, writing
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.typed_json import Between, Line, Matching, Word, decode, encode
 
-VERSION = 1
+VERSION = 2
+OLDEST = 1  # before devices had clocks and a peak, and work its operations and bytes
 OURS = "diffusion-rt"
 ALL = "all"  # the measure of a contender that was not timed
 MAX_BYTES = 64 << 20  # of one file of records
@@ -31,10 +32,12 @@ class Record:
 
     Where `against` is given, the values are those of `against` divided by those of `contender`,
     turn by turn: above 1, `contender` needs less. A contender that drew something else than it
-    should was not timed: it has no spread, and `wrong` says how far off it was.
+    should was not timed: it has no spread, and `wrong` says how far off it was. One that cannot do
+    what was asked has none either, and `absent` says why. `flop` and `nbytes` are what one run of
+    it comes to at least: operations, a product and a sum counted as two, and bytes that must move.
     """
 
-    version: Annotated[int, Between(VERSION, VERSION)] = VERSION
+    version: Annotated[int, Between(OLDEST, VERSION)] = VERSION
     time: Time
     benchmark: Word
     measure: Word
@@ -44,7 +47,11 @@ class Record:
     setting: Mapping[Word, Value]
     spread: Spread | None = None
     wrong: Line | None = None
+    absent: Line | None = None
     peak_rss: Annotated[int, Between(0, 1 << 50)] | None = None  # bytes, of its own process
+    peak_device: Annotated[int, Between(0, 1 << 50)] | None = None  # bytes on the GPU, of the same
+    flop: Annotated[int, Between(0, 1 << 62)] | None = None
+    nbytes: Annotated[int, Between(0, 1 << 62)] | None = None
     device: Device
     versions: Mapping[Word, Line]
     commit: Commit | None
@@ -62,7 +69,8 @@ class Record:
         """The record in one line."""
         subject = f"{self.contender:<13}{self.measure:<14}"
         if self.spread is None:
-            return f"{subject}wrong, not timed: {self.wrong}"
+            why = self.absent or f"wrong: {self.wrong}"
+            return f"{subject}not timed, {why}"
         values = (self.spread.p50, self.spread.min, self.spread.max)
         if self.unit == "ratio":
             middle, low, high = (f"{value:.2f}" for value in values)
@@ -92,10 +100,14 @@ class Origin:
         spread: Spread | None = None,
         against: str | None = None,
         wrong: str | None = None,
+        absent: str | None = None,
         peak_rss: int | None = None,
+        peak_device: int | None = None,
+        flop: int | None = None,
+        nbytes: int | None = None,
     ) -> Record:
         """One record of this run, of now."""
-        assert (spread is None) == (wrong is not None), "either values or why there are none"
+        assert _says_one(spread, wrong, absent), "either values or why there are none"
         return Record(
             time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             benchmark=self.benchmark,
@@ -106,7 +118,11 @@ class Origin:
             setting=setting,
             spread=spread,
             wrong=wrong,
+            absent=absent,
             peak_rss=peak_rss,
+            peak_device=peak_device,
+            flop=flop,
+            nbytes=nbytes,
             device=self.device,
             versions=self.versions,
             commit=self.commit[0],
@@ -124,7 +140,7 @@ def append(folder: Path, records: Iterable[Record]) -> None:
     files: dict[str, list[bytes]] = {}
     for record in records:
         line = json.dumps(encode(record), ensure_ascii=False)
-        if parse(line.encode(), record.benchmark) != record:
+        if encode(parse(line.encode(), record.benchmark)) != encode(record):
             raise BadInput(f"{record.benchmark}: a value that JSON cannot hold exactly: {line}")
         files.setdefault(record.benchmark, []).append(line.encode() + b"\n")
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,9 +174,13 @@ def parse(line: bytes, what: str) -> Record:
     except BadInput as wrong:
         text = str(wrong)
         raise BadInput(text if text.startswith(what) else f"{what}: {text}") from None
-    if (found.spread is None) == (found.wrong is None):
-        raise BadInput(f"{what}: a record has either a spread or a `wrong`")
+    if not _says_one(found.spread, found.wrong, found.absent):
+        raise BadInput(f"{what}: a record has one of a spread, a `wrong` and an `absent`")
     return found
+
+
+def _says_one(*fields: object) -> bool:
+    return sum(field is not None for field in fields) == 1
 
 
 def latest(records: Iterable[Record]) -> list[Record]:

@@ -164,6 +164,25 @@ def records_of_disk(origin: Origin) -> list[Record]:
     ]
 
 
+def records_of_downloads(origin: Origin, ours: Path, theirs: Path) -> list[Record]:
+    """Bytes that pip would download to draw on a GPU, this package's own included.
+
+    `ours` and `theirs` are reports of pip; what ours lists says which engine it is for.
+    """
+    mine, others = installed.downloads(ours), installed.downloads(theirs)
+    engines = {"tensorrt": "trt", "onnxruntime-gpu": "ort", "onnxruntime": "ort"}
+    engine = next((name for one, name in engines.items() if one in mine.names), "native")
+    setting: dict[str, str | int | float] = {"torch": "cuda", "engine": engine}
+    sizes = mine.nbytes + installed.own_size(), others.nbytes
+    return [
+        *(
+            origin.record("download", name, setting, unit="bytes", spread=spread([size]))
+            for name, size in zip((OURS, PEER), sizes, strict=True)
+        ),
+        _ratio(origin, "download", setting, sizes[:1], sizes[1:]),
+    ]
+
+
 def _ratio(
     origin: Origin,
     measure: str,

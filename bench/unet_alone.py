@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_rt.bench import gpu_shapes
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
+from diffusion_rt.bench.gpu_chip import own_peak_device
+from diffusion_rt.engines import strict_json
+from diffusion_rt.engines.artefact import read_bytes
 from diffusion_rt.engines.choose import open_backend
+from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.export.checkpoint import MAX_JSON
 from diffusion_rt.runtime.conditioning import Conditioning
 from diffusion_rt.runtime.unet import Unet
 
@@ -82,6 +88,10 @@ class OurUnet:
         """The most memory that this process ever held, in bytes."""
         return own_peak_rss()
 
+    def peak_device(self) -> int | None:
+        """What this process holds on the GPU, in bytes."""
+        return own_peak_device()
+
     def close(self) -> None:
         """Close the graphs."""
         for engine in self._engines:
@@ -134,9 +144,29 @@ class DiffusersUnet:
         """The most memory that this process ever held, in bytes."""
         return own_peak_rss()
 
+    def peak_device(self) -> int | None:
+        """What this process holds on the GPU, in bytes."""
+        return own_peak_device()
+
     def close(self) -> None:
         """Let go of the network."""
         self._unet = None
+
+
+def work_of(model: Path, case: Case) -> tuple[int | None, int | None]:
+    """Operations and bytes of one evaluation at least, in float32; None where nobody knows them.
+
+    From the UNet's own config: products, convolutions, attention and normalisations, each reading
+    its inputs and weights once. What a step never computes anew is not counted.
+    """
+    path = model / "unet" / "config.json"
+    try:
+        network = gpu_shapes.Network.of(strict_json.parse(read_bytes(path, MAX_JSON), str(path)))
+    except (BadInput, KeyError, TypeError, ValueError):
+        return None, None
+    rows = case.images * (2 if case.guidance_scale > 1 else 1)
+    shapes = gpu_shapes.step(case.width, case.height, rows, network)
+    return gpu_shapes.flop(shapes), gpu_shapes.nbytes(shapes, 4)
 
 
 _WIDTHS = ("context", "text_embeds")

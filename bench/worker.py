@@ -49,6 +49,12 @@ class Worker:
         found: int | None = self._answer()
         return found
 
+    def peak_device(self) -> int | None:
+        """What the process holds on a GPU, in bytes."""
+        self._connection.send("peak_device")
+        found: int | None = self._answer()
+        return found
+
     def close(self) -> None:
         """End the process."""
         self._connection.close()
@@ -90,6 +96,8 @@ def _serve(connection: Connection, factory: str, arguments: dict[str, Any]) -> N
                 contender = getattr(import_module(module), name)(**arguments)
             elif isinstance(asked, Case):
                 answer = contender.run(asked)
+            elif asked == "peak_device":
+                answer = contender.peak_device()
             else:
                 answer = contender.peak_rss()
         except Exception as error:

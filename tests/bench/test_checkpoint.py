@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from diffusion_rt.bench.architectures import SDXL_BASE, SDXL_SMALL
 from diffusion_rt.bench.checkpoint import (
-    SDXL_BASE,
-    SDXL_SMALL,
     law,
     make_checkpoint,
     shapes_of,

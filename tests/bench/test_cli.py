@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_rt.bench import cli
+from diffusion_rt.bench import cli, running
 from diffusion_rt.bench.records import OURS, append, read
 from diffusion_rt.engines.errors import BadInput
 from support.exported import ExportedModel
@@ -31,7 +31,7 @@ def test_each_benchmark_has_help(name: str, capsys: pytest.CaptureFixture[str]) 
 
 def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = re.findall(r"^  diffusion-rt bench ((?!BENCHMARK).+)$", cli.HELP, re.MULTILINE)
-    assert {line.split()[0] for line in lines} >= {"end-to-end", "stages", "step", "report"}
+    assert {line.split()[0] for line in lines} >= set(cli.BENCHMARKS) - {"startup"}
     for line in lines:
         name, *words = shlex.split(re.sub(r" {2,}\(.*\)$", "", line))
         function = cli.BENCHMARKS[name][0]
@@ -40,8 +40,9 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
             raise InterruptedError
 
         # What follows the reading of the flags is not for this test.
-        for first in ("_check_peers", "_require"):
+        for first in ("_check_peers", "_require", "_origin"):
             monkeypatch.setattr(cli, first, stop)
+        monkeypatch.setattr("diffusion_rt.bench.kernels.check", stop)
         monkeypatch.setattr("diffusion_rt.bench.machine.checkout", stop)
         with pytest.raises(InterruptedError):
             function(name, words)
@@ -74,7 +75,7 @@ def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_diffusers_there_is_nothing_to_hold_against(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "diffusers" else name)
+    monkeypatch.setattr(running, "find_spec", lambda name: None if name == "diffusers" else name)
     with pytest.raises(BadInput, match=r"^diffusers is not installed; .*\[cpu,export\]"):
         cli.main(["end-to-end"])
 

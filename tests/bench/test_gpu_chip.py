@@ -57,6 +57,15 @@ int nvmlDeviceGetClockInfo(void *handle, unsigned which, unsigned *mhz) {
     *mhz = which == 1 ? 1980 : 3201;
     return which == 2 ? MEMORY_FAILS : 0;
 }
+#include <unistd.h>
+struct process { unsigned pid; unsigned long long used; unsigned instances[2]; };
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, struct process *found) {
+    if (*count < 2) return 7;
+    found[0] = (struct process){1, 3};
+    found[1] = (struct process){getpid(), 5ull << 30};
+    *count = 2;
+    return MEMORY_FAILS;
+}
 """
 SCRIPT = """
 import json
@@ -68,7 +77,7 @@ except NoChip as error:
     print(json.dumps(str(error)))
 else:
     clocks = Clocks(chip.name)
-    print(json.dumps([asdict(chip), clocks.driver(), clocks.now()]))
+    print(json.dumps([asdict(chip), clocks.driver(), clocks.now(), clocks.used()]))
 """
 
 
@@ -93,21 +102,26 @@ def ask(folder: Path, *, cuda: str | None = "0", nvml: str | None = "0") -> Any:
 
 
 def test_a_chip_is_described(tmp_path: Path) -> None:
-    chip, driver, clocks = ask(tmp_path)
+    chip, driver, clocks, used = ask(tmp_path)
     wanted = {"name": "A chip 40", "arch": 90, "multiprocessors": 132, "memory": 150 << 30}
     assert chip == wanted | {"l2_bytes": 50 << 20, "cuda": "13.1", "simulated": False}
     assert driver == "580.95.05"
-    assert clocks == {"sm-mhz": "1980", "memory-mhz": "3201"}
+    assert clocks == {"sm_mhz": 1980, "memory_mhz": 3201}
+    assert used == 5 << 30
 
 
 def test_a_clock_that_is_not_told_is_left_out(tmp_path: Path) -> None:
-    assert ask(tmp_path, nvml="3")[2] == {"sm-mhz": "1980"}
+    assert ask(tmp_path, nvml="3")[2] == {"sm_mhz": 1980}
+
+
+def test_memory_that_is_not_told_is_unknown(tmp_path: Path) -> None:
+    assert ask(tmp_path, nvml="3")[3] is None
 
 
 def test_without_nvml_the_chip_is_still_known(tmp_path: Path) -> None:
-    chip, driver, clocks = ask(tmp_path, nvml=None)
+    chip, driver, clocks, used = ask(tmp_path, nvml=None)
     assert chip["name"] == "A chip 40"
-    assert (driver, clocks) == (None, {})
+    assert (driver, clocks, used) == (None, {}, None)
 
 
 def test_no_driver_and_no_gpu_are_said(tmp_path: Path) -> None:

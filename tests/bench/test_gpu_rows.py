@@ -37,7 +37,8 @@ def test_what_is_right_wrong_and_timed_is_kept_at_once(
     assert other.spread is None
     assert timed.spread is not None
     assert (timed.spread.n, timed.spread.p50) == (3, 2e-6)
-    assert timed.setting == {"rows": 2, "bytes": 4_000_000}
+    assert timed.setting == {"rows": 2}
+    assert (timed.nbytes, timed.flop) == (4_000_000, None)
     assert (timed.device.kind, timed.device.name) == ("gpu", "a chip")
     assert timed.versions["cuda"] == "13.0"
     assert timed.commit == "a" * 40

@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,13 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     [
         ({"unit": "ms"}, r'x:2: unit: got "ms", wants "s" or "bytes" or "ratio"'),
         ({"host": "here"}, "x:2: host: unknown field"),
-        ({"version": 2}, "x:2: version: got 2, wants 1 to 1"),
+        ({"version": 3}, "x:2: version: got 3, wants 1 to 2"),
         ({"commit": "abc"}, "x:2: commit: got"),
         ({"time": "yesterday"}, "x:2: time: got"),
-        ({"spread": None}, "x:2: a record has either a spread or a `wrong`"),
-        ({"wrong": "so"}, "x:2: a record has either a spread or a `wrong`"),
+        ({"spread": None}, "x:2: a record has one of a spread, a `wrong` and an `absent`"),
+        ({"wrong": "so"}, "x:2: a record has one of a spread, a `wrong` and an `absent`"),
+        ({"absent": "so"}, "x:2: a record has one of a spread, a `wrong` and an `absent`"),
+        ({"flop": -1}, "x:2: flop: got -1, wants 0 to"),
         ({"setting": {"size": ["8x8"]}}, r'x:2: setting\["size"\]: got a list of 1'),
     ],
 )
@@ -42,6 +45,30 @@ def test_what_is_no_record_is_named(change: dict[str, object], words: str) -> No
     line = json.dumps(encode(drawn(0.1)) | change).encode()
     with pytest.raises(BadInput, match=f"^{words}"):
         parse(line, "x:2")
+
+
+def test_records_of_the_version_before_are_still_read() -> None:
+    """As they were written: no clocks, no peak on a device, no operations."""
+    fields = encode(drawn(0.1)) | {"version": 1}
+    for name in ("absent", "peak_device", "flop", "nbytes"):
+        del fields[name]
+    for name in ("driver", "sm_mhz", "memory_mhz"):
+        del fields["device"][name]
+    found = parse(json.dumps(fields).encode(), "x")
+    assert (found.version, found.spread) == (1, drawn(0.1).spread)
+    assert latest([found, drawn(0.2)]) == [drawn(0.2)], "still the same measurement"
+
+
+def test_what_a_device_was_doing_makes_it_no_other_device(tmp_path: Path) -> None:
+    one = drawn(0.1)
+    device = replace(one.device, driver="580.1", sm_mhz=1980, memory_mhz=3201)
+    two = replace(one, device=device, absent="not supported yet", spread=None, flop=5, nbytes=6)
+    append(tmp_path, [two])
+    (found,) = read(tmp_path)
+    assert encode(found) == encode(two)
+    assert found.device == one.device
+    assert found.device.sm_mhz == 1980
+    assert str(found).endswith("not timed, not supported yet")
 
 
 def test_a_broken_line_is_found(tmp_path: Path) -> None:

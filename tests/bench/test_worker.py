@@ -23,7 +23,7 @@ def test_cases_are_carried_out_elsewhere(worker: Worker) -> None:
     found = worker.run(case(steps=4))
     assert found.seconds == {"picture": [4.0]}
     assert int(found.arrays["process"]) != os.getpid()
-    assert worker.peak_rss() == 123
+    assert (worker.peak_rss(), worker.peak_device()) == (123, 456)
     with pytest.raises(Fault, match=r"^elsewhere: ZeroDivisionError: by zero$"):
         worker.run(case(prompt="fail"))
     assert worker.run(case()).seconds == {"picture": [3.0]}, "a failure is not the end"

@@ -52,6 +52,9 @@ class FakeContender:
     def peak_rss(self) -> int | None:
         return 1000
 
+    def peak_device(self) -> int | None:
+        return 2000
+
     def close(self) -> None:
         self._log.append(f"{self.name} closed")
 
@@ -74,6 +77,9 @@ class Elsewhere:
 
     def peak_rss(self) -> int | None:
         return 123
+
+    def peak_device(self) -> int | None:
+        return 456
 
     def close(self) -> None:
         pass

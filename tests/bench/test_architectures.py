@@ -1,0 +1,89 @@
+"""The architectures people deploy: as large as published, drawn by diffusers, finite in float16."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+from diffusion_rt.bench.architectures import EXPORTABLE, FULL, XL, narrow
+from diffusion_rt.bench.checkpoint import make_checkpoint, shapes_of
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.export.checkpoint import open_checkpoint
+
+# Parameters of the UNets as published; of the refiner only that they are 2.3 billion.
+PUBLISHED = {
+    "sdxl-base": 2_567_463_684,
+    "sdxl-turbo": 2_567_463_684,
+    "sdxl-refiner": 2_259_526_660,
+    "sd-1.5": 859_520_964,
+    "sd-2.1": 865_910_724,
+}
+LARGEST = 65504 / 8  # of an activation: far from what float16 cannot hold
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_a_full_unet_is_as_large_as_the_published_one(name: str) -> None:
+    shapes = shapes_of(UNet2DConditionModel.from_config, FULL[name].unet)
+    assert sum(map(math.prod, shapes.values())) == PUBLISHED[name]
+
+
+class Largest:
+    """The largest magnitude that any module of a network has put out."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.value = 0.0
+        for module in network.modules():
+            module.register_forward_hook(self._look)
+
+    def _look(self, module: torch.nn.Module, given: Any, found: Any) -> None:
+        for value in found if isinstance(found, tuple) else (getattr(found, "sample", found),):
+            if torch.is_tensor(value) and value.is_floating_point():
+                self.value = max(self.value, float(value.abs().max().nan_to_num(math.inf)))
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_diffusers_draws_with_it_and_nothing_grows_beyond_float16(
+    name: str, tmp_path: Path
+) -> None:
+    """A narrow network of full depth; its weights keep activations at their size at any width."""
+    folder = tmp_path / "narrow"
+    make_checkpoint(folder, narrow(FULL[name]))
+    pipeline: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline).__name__ == FULL[name].pipeline
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    networks = {part: getattr(pipeline, part, None) for part in parts}
+    seen = {part: Largest(network) for part, network in networks.items() if network is not None}
+    given: dict[str, Any] = {"width": 64, "height": 64}
+    if "Img2Img" in FULL[name].pipeline:
+        draw = torch.Generator().manual_seed(1)
+        given = {"image": torch.rand(1, 3, 64, 64, generator=draw), "strength": 0.5}
+    images = pipeline(
+        "a lighthouse",
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+        **given,
+    ).images
+    assert images.shape == (1, 64, 64, 3)
+    assert np.isfinite(images).all()
+    assert images.std() > 0.05, "a picture, not a plane"
+    for part, largest in seen.items():
+        assert 1 < largest.value < LARGEST, part
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_what_export_takes_is_what_is_offered_for_it(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "narrow"
+    make_checkpoint(folder, narrow(FULL[name]))
+    if name in EXPORTABLE:
+        assert FULL[name].pipeline == XL
+        assert open_checkpoint(folder).index["_class_name"] == XL
+    else:
+        with pytest.raises(BadInput, match="so far"):
+            open_checkpoint(folder)
