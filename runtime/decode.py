@@ -6,12 +6,14 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.errors import Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import FLOAT, Engine
 from diffusion_rt.runtime.signature import check_names
 
 Array = NDArray[np.float32]
+
+SMALLEST_TILE = 16  # latent pixels a side
 
 
 def unscale(latent: Array, vae: VaeRecord) -> Array:
@@ -36,24 +38,28 @@ class Decoder:
         """`load` opens the decoder's engine; True asks for float32 arithmetic."""
         self._load = load
         self._vae = vae
-        self._guarded = vae.force_upcast
+        self._guarded = False
         self._engine: Engine | None = None
         self._bound: tuple[int, int] | None = None
+        self._cuts: dict[tuple[int, int], int] = {}  # of pictures that did not fit in one pass
         self._input: NDArray[np.floating] = np.zeros(0, np.float32)
         self._output: NDArray[np.floating] = np.zeros(0, np.float32)
+        self.tile: int | None = None
+        """The side of the last picture's tiles in latent pixels, None where it was one pass."""
 
     def decode(self, latent: Array, tile: int | None) -> Array:
         """One latent [c, h, w] of the UNet to a picture [3, H, W] around -1 to 1.
 
-        `tile` is the side of a tile in latent pixels, None for one pass. A picture that is not
-        finite is decoded again in float32; if it still is not, Fault.
+        `tile` is the side of a tile in latent pixels, None for one pass; an engine that runs out of
+        memory gets tiles, or smaller ones, and so do later pictures of that size. A picture that is
+        not finite is decoded again in float32; if it still is not, Fault.
         """
         z = unscale(latent[None], self._vae)
-        image = self._decode(z, tile)
+        image = self._fitting(z, tile)
         if not np.isfinite(image).all() and not self._guarded:
             self.close()
             self._guarded = True
-            image = self._decode(z, tile)
+            image = self._fitting(z, tile)
         if not np.isfinite(image).all():
             raise Fault(
                 "the VAE made pixels that are not finite, in float32 too; "
@@ -67,6 +73,24 @@ class Decoder:
             self._engine.close()
         self._engine, self._bound = None, None
         self._input = self._output = np.zeros(0, np.float32)
+
+    def _fitting(self, z: Array, tile: int | None) -> Array:
+        """Decode in tiles of `tile`, or of half that as often as memory runs out."""
+        height, width = z.shape[2:]
+        tile = self._cuts.get((height, width), tile)
+        while True:
+            side = max(height, width) if tile is None else min(tile, max(height, width))
+            try:
+                image = self._decode(z, tile)
+            except OutOfMemory:
+                self.close()
+                if side <= SMALLEST_TILE:
+                    raise
+                tile = max(-(-side // 2), SMALLEST_TILE)
+                self._cuts[height, width] = tile
+                continue
+            self.tile = tile if side < max(height, width) else None
+            return image
 
     def _decode(self, z: Array, tile: int | None) -> Array:
         height, width = z.shape[2:]

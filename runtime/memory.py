@@ -10,6 +10,7 @@ from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.manifest import Manifest, UnetRecord, VaeRecord
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.safetensors_file import StoredTensor, read_table
+from diffusion_rt.runtime.decode import SMALLEST_TILE
 
 Tiling = Literal["auto", "on", "off"]
 
@@ -19,7 +20,6 @@ OWN_GROUP = Path("/proc/self/cgroup")
 SPARE = 0.9  # of what is available is planned with; the rest is for everything not reckoned here
 LOADING = 0.4  # of a graph's weights are held a second time while it loads
 MAPPED = 1 << 30  # bytes of a weights file, from which on float32 matrices stay in the file
-SMALLEST_TILE = 16  # latent pixels a side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

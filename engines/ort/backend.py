@@ -66,7 +66,7 @@ class OrtBackend:
 
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         """Open one graph: its file is gated, loaded, and its signature held to the manifest's."""
-        precision = precision or self._precision
+        precision = precision or self._usual(graph)
         variant = self._folder.variant(graph, precision)
         path = self._folder.path / variant.file
         content = read_bytes(path, MAX_BYTES, follow_links=False)
@@ -90,6 +90,11 @@ class OrtBackend:
 
     def denoiser(self) -> None:
         """None: the host runs the loop."""
+
+    def _usual(self, graph: str) -> Precision:
+        """The backend's precision, but float32 for a VAE that overflows in float16."""
+        overflows = graph.startswith("vae_") and self._folder.manifest.vae.force_upcast
+        return "float32" if overflows else self._precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.errors import Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import Buffers
 from diffusion_rt.engines.spec import TensorSpec
@@ -105,6 +105,60 @@ def test_a_black_picture_is_never_given_back(upcast: bool) -> None:
     decoder = Decoder(lambda _: decoder_engine(broken=True), vae(force_upcast=upcast))
     with pytest.raises(Fault, match="not finite"):
         decoder.decode(latent(4, 4), None)
+
+
+class SmallEngine(FakeEngine):
+    """Has memory for so many latent pixels."""
+
+    most = 0
+
+    def bind(self, buffers: Buffers) -> None:
+        height, width = buffers["latent"].shape[2:]
+        if height * width > self.most:
+            raise OutOfMemory(f"{height}x{width} does not fit")
+        super().bind(buffers)
+
+
+def small(most: int) -> tuple[Decoder, list[SmallEngine]]:
+    opened: list[SmallEngine] = []
+
+    def load(guarded: bool) -> FakeEngine:
+        whole = decoder_engine()
+        specs = list(whole.inputs.values()), list(whole.outputs.values())
+        engine = SmallEngine(*specs, lambda inputs: {"image": enlarge(inputs["latent"])})
+        engine.most = most
+        opened.append(engine)
+        return engine
+
+    return Decoder(load, vae()), opened
+
+
+@pytest.mark.parametrize(("most", "tile"), [(10_000, None), (1024, 32), (500, 20), (256, 16)])
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles(most: int, tile: int | None) -> None:
+    decoder, opened = small(most)
+    z = latent(40, 64) if tile != 20 else latent(39, 39)
+    whole = Decoder(lambda _: decoder_engine(), vae()).decode(z, None)
+    np.testing.assert_allclose(decoder.decode(z, None), whole, atol=1e-5)
+    assert decoder.tile == tile
+    count = len(opened)
+    decoder.decode(z, None)  # the same cut at once
+    assert len(opened) == count
+    assert all(engine.closed for engine in opened[:-1])
+
+
+def test_tiles_asked_for_that_do_not_fit_are_cut_again() -> None:
+    decoder, _ = small(400)
+    decoder.decode(latent(64, 64), 32)
+    assert decoder.tile == 16
+    decoder.decode(latent(12, 12), 32)
+    assert decoder.tile is None
+
+
+def test_a_memory_too_small_for_any_tile_is_said() -> None:
+    decoder, opened = small(100)
+    with pytest.raises(OutOfMemory, match="16x16 does not fit"):
+        decoder.decode(latent(64, 64), None)
+    assert all(engine.closed for engine in opened)
 
 
 @given(st.integers(1, 400), st.integers(8, 128))

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from support.model_folders import (
 )
 
 Arrays = dict[str, NDArray[Any]]
+
+SHIPPED = Path(__file__).resolve().parents[3] / "runtime" / "models" / "shapes-xl"
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +312,15 @@ def test_a_run_that_does_not_fit_the_memory_leaves_a_usable_engine(
     runner.join(60)
     assert runner.exitcode == 0
     assert said.read_text().startswith("unet_step: the memory there is does not suffice")
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_a_vae_that_overflows_in_float16_is_float32_unless_asked(overflows: bool) -> None:
+    shipped = open_model(SHIPPED)
+    vae = replace(shipped.manifest.vae, force_upcast=overflows)
+    folder = replace(shipped, manifest=replace(shipped.manifest, vae=vae))
+    backend = OrtBackend(folder, precision="float16", threads=1)
+    usual = backend.load("vae_decoder").inputs["latent"].dtype
+    assert usual == ("float32" if overflows else "float16")
+    assert backend.load("vae_decoder", "float32").inputs["latent"].dtype == "float32"
+    assert backend.load("unet_timestep").inputs["added"].dtype == "float16"
