@@ -2,7 +2,9 @@
 
 from diffusion_rt.kernels import (
     attention_tactics,
+    conv,
     gemm,
+    gemm_sm90,
     group_norm,
     guided_step,
     layer_norm,
@@ -87,7 +89,9 @@ CATALOGUE = {
         *_of_elements("float16"),
         *_of_elements("float32"),
         *attention_tactics.VARIANTS,
+        *conv.VARIANTS,
         *gemm.VARIANTS,
+        *gemm_sm90.VARIANTS,
         Variant(
             name="select_rows",
             kernel="select_rows",

@@ -12,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_rt.kernels import epilogue as epilogues
-from diffusion_rt.kernels.driver.arguments import Parameter
+from diffusion_rt.kernels import tiles
+from diffusion_rt.kernels.driver.arguments import Parameter, Value
 from diffusion_rt.kernels.driver.errors import Misuse
+from diffusion_rt.kernels.driver.launch import Launch, Limits
 from diffusion_rt.kernels.epilogue import Activation, Epilogue
 from diffusion_rt.kernels.gemm import Product
+from diffusion_rt.kernels.tactic import Encode, Operands
+from diffusion_rt.kernels.variant import Variant
 
 Padding = tuple[int, int, int, int]
 
@@ -33,6 +37,7 @@ PARAMETERS = (
     Parameter("arrived", "pointer", alignment=4, nullable=True),  # [tiles] uint32
     Parameter("rows", "int32"),  # images oh ow
     Parameter("columns", "int32"),  # N
+    Parameter("depth", "int32"),  # kh kw C
     Parameter("channels", "int32"),  # C
     Parameter("first_channels", "int32"),  # C1, or C
     Parameter("first_stride", "int32"),  # of a pixel
@@ -41,14 +46,13 @@ PARAMETERS = (
     Parameter("width", "int32"),
     Parameter("seen_height", "int32"),  # after enlarging
     Parameter("seen_width", "int32"),
-    Parameter("output_height", "int32"),
     Parameter("output_width", "int32"),
     Parameter("kernel_width", "int32"),
-    Parameter("taps", "int32"),  # kh kw
     Parameter("stride", "int32"),
     Parameter("top", "int32"),  # padding
     Parameter("left", "int32"),
     Parameter("shift", "int32"),  # 1 where the source is enlarged, else 0
+    Parameter("image_rows", "int32"),  # oh ow
     Parameter("vector_stride", "int32"),
     Parameter("residual_stride", "int32"),
     Parameter("output_stride", "int32"),
@@ -156,6 +160,99 @@ class Convolution:
     def flops(self) -> int:
         """2 for each pixel of the output, filter, and weight of a filter."""
         return 2 * self.rows * self.filters * self.depth
+
+
+@dataclass(frozen=True, slots=True)
+class TiledConvolution:
+    """The tactic of `conv.cu`: the product in tiles, and its depth perhaps in splits."""
+
+    convolution: Convolution
+    cut: tiles.Cut
+
+    @property
+    def name(self) -> str:
+        """The tile and the splits."""
+        return f"conv {self.cut.tile.name} {self.cut.splits}"
+
+    @property
+    def variant(self) -> str:
+        """The kernel's row in the catalogue."""
+        return f"conv_{self.cut.tile.name}.{self.convolution.dtype}"
+
+    @property
+    def launch(self) -> Launch:
+        """Grid, block and dynamic shared memory."""
+        return self.cut.launch
+
+    @property
+    def partial_bytes(self) -> int:
+        """Scratch memory for the sums of the splits, or 0."""
+        return self.cut.partial_bytes(self.convolution.rows, self.convolution.filters)
+
+    @property
+    def counters(self) -> int:
+        """One for each tile where there are splits."""
+        return self.cut.counters
+
+    def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
+        """The kernel's arguments, in the order of PARAMETERS."""
+        of, has = self.convolution, self.convolution.epilogue
+        return (
+            operands.first,
+            operands.second,
+            operands.weight,
+            operands.bias if has.bias else 0,
+            operands.vector if has.vector else 0,
+            operands.residual if has.residual else 0,
+            operands.output,
+            operands.partial,
+            operands.arrived,
+            of.rows,
+            of.filters,
+            of.depth,
+            of.channels,
+            of.first_channels,
+            of.first_stride,
+            of.second_stride,
+            of.height,
+            of.width,
+            *of.seen,
+            of.output_size[1],
+            of.kernel[1],
+            of.stride,
+            *of.padding[:2],
+            int(of.enlarged is not None),
+            of.rows // of.images,
+            of.vector_stride,
+            of.residual_stride,
+            of.output_stride,
+            has.number,
+            self.cut.split_depth,
+        )
+
+
+def tactics(convolution: Convolution, limits: Limits) -> tuple[TiledConvolution, ...]:
+    """All cuts worth measuring on a chip; the first is the one to take before that was done."""
+    sizes = (convolution.dtype, convolution.rows, convolution.filters, convolution.depth)
+    made = tiles.OF_CONVOLUTIONS[convolution.dtype]
+    found = tiles.cuts(made, *sizes, convolution.epilogue, limits)
+    return tuple(TiledConvolution(convolution, cut) for cut in found)
+
+
+VARIANTS = tuple(
+    Variant(
+        name=f"conv_{tile.name}.{dtype}",
+        kernel="conv",
+        source="conv.cu",
+        constants=(("ELEMENT", tiles.ELEMENTS[dtype][0]), *tile.constants),
+        parameters=PARAMETERS,
+        registers=tile.registers,
+        threads=tile.threads,
+        instructions=tiles.instructions(dtype),
+    )
+    for dtype, made in tiles.OF_CONVOLUTIONS.items()
+    for tile in made
+)
 
 
 def reference(

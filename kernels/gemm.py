@@ -171,9 +171,8 @@ class TiledProduct:
 def tactics(product: Product, limits: Limits) -> tuple[TiledProduct, ...]:
     """All cuts worth measuring on a chip; the first is the one to take before that was done."""
     sizes = (product.dtype, product.rows, product.columns, product.depth)
-    return tuple(
-        TiledProduct(product, made) for made in tiles.cuts(*sizes, product.epilogue, limits)
-    )
+    found = tiles.cuts(tiles.OF_PRODUCTS[product.dtype], *sizes, product.epilogue, limits)
+    return tuple(TiledProduct(product, made) for made in found)
 
 
 VARIANTS = tuple(
@@ -187,8 +186,8 @@ VARIANTS = tuple(
         threads=tile.threads,
         instructions=tiles.instructions(dtype),
     )
-    for tile in tiles.TILES
-    for dtype in tile.dtypes
+    for dtype, made in tiles.OF_PRODUCTS.items()
+    for tile in made
 )
 
 

@@ -4,6 +4,7 @@ The choice is a rule of a few lines, good before anything was measured: the chip
 blocks, and the last wave is rarely full.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -27,7 +28,6 @@ class Tile:
     warps_across: int
     stages: int  # blocks of the depth in the ring
     registers: int  # of a thread, at most
-    dtypes: tuple[str, ...] = ("float16",)
 
     @property
     def name(self) -> str:
@@ -67,16 +67,27 @@ class Tile:
         return epilogue.activation != "geglu" or self.columns // self.warps_across % 16 == 0
 
 
-_HALVES = ("float16", "bfloat16")
-TILES = (
-    Tile(128, 128, 2, 2, 4, 255, _HALVES),
-    Tile(128, 64, 2, 2, 4, 168, _HALVES),
-    Tile(64, 64, 2, 2, 4, 128, (*_HALVES, "float32")),
-    Tile(128, 160, 4, 2, 4, 200),
-    Tile(128, 80, 4, 1, 4, 200),
-    Tile(256, 128, 4, 2, 3, 255),
-    Tile(128, 16, 4, 1, 4, 112, _HALVES),
+_LARGE, _TALL, _SMALL = (
+    Tile(128, 128, 2, 2, 4, 255),
+    Tile(128, 64, 2, 2, 4, 184),
+    Tile(64, 64, 2, 2, 4, 128),
 )
+_WIDE, _HALF_WIDE = Tile(128, 160, 4, 2, 4, 200), Tile(128, 80, 4, 1, 4, 208)
+_HUGE, _NARROW = Tile(256, 128, 4, 2, 3, 255), Tile(128, 16, 4, 1, 4, 120)
+
+OF_PRODUCTS: dict[str, tuple[Tile, ...]] = {
+    "float16": (_LARGE, _TALL, _SMALL, _WIDE, _HALF_WIDE, _HUGE, _NARROW),
+    "bfloat16": (_LARGE, _TALL, _SMALL),
+    "float32": (_SMALL,),
+}
+"""The tiles of `gemm` for each type; 160 columns divide SDXL's 320, 640 and 1280."""
+
+OF_CONVOLUTIONS: dict[str, tuple[Tile, ...]] = {
+    "float16": (_LARGE, _TALL, _SMALL, _WIDE, _NARROW),
+    "bfloat16": (_LARGE, _TALL, _SMALL, _NARROW),
+    "float32": (_SMALL, _NARROW),
+}
+"""The tiles of `conv`; the narrow one is for the few channels of a latent or a picture."""
 
 
 def instructions(dtype: str) -> tuple[str, ...]:
@@ -134,15 +145,21 @@ def cut(tile: Tile, splits: int, dtype: str, rows: int, columns: int, depth: int
 
 
 def cuts(
-    dtype: str, rows: int, columns: int, depth: int, epilogue: Epilogue, limits: Limits
+    tiles: Sequence[Tile],
+    dtype: str,
+    rows: int,
+    columns: int,
+    depth: int,
+    epilogue: Epilogue,
+    limits: Limits,
 ) -> tuple[Cut, ...]:
     """All cuts worth measuring on a chip, the one that should be fastest first.
 
     The depth is split only where there are few tiles, and into parts worth a block.
     """
     found: dict[tuple[str, int], Cut] = {}
-    for tile, splits in product(TILES, SPLITS):
-        if dtype in tile.dtypes and tile.takes(epilogue) and tile.resident(limits) > 0:
+    for tile, splits in product(tiles, SPLITS):
+        if tile.takes(epilogue) and tile.resident(limits) > 0:
             made = cut(tile, splits, dtype, rows, columns, depth)
             worth = made.launch.grid[0] <= limits.multiprocessors and made.split_depth >= 128
             if made.splits == 1 or worth:

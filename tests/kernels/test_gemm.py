@@ -20,9 +20,9 @@ from support.kernel_bench import KernelBench
 from support.products import plain_epilogue, plain_sums, read, rounded, storage, stored
 
 Array = NDArray[Any]
-VARIANTS = [(tile, dtype) for tile in tiles.TILES for dtype in tile.dtypes]
+VARIANTS = [(tile, dtype) for dtype, made in tiles.OF_PRODUCTS.items() for tile in made]
 NAMES = [f"{tile.name}-{dtype}" for tile, dtype in VARIANTS]
-SMALL = next(tile for tile in tiles.TILES if tile.name == "64x64")
+SMALL = tiles.OF_PRODUCTS["float32"][0]
 CHIP = limits_of(90)
 
 BENCHES: dict[tuple[str, str], KernelBench] = {}
