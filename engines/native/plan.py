@@ -115,7 +115,7 @@ class Product:
 
     name: str
     sources: tuple[View, ...]  # [M, K], or [M, K1] and [M, K2]; columns are next to each other
-    weight: str  # [N, K]
+    weight: str  # [N, K]; that of a 1x1 convolution [N, 1, 1, K]
     columns: int  # N, the rows of the weight
     image_rows: int  # rows of one image, for the epilogue's vector
     epilogue: Epilogue

@@ -1,0 +1,133 @@
+"""Where buffers lie in one arena, so that those which are not needed at once share memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from diffusion_rt.engines.native.plan import (
+    ALIGNMENT,
+    Buffer,
+    Convolution,
+    Elementwise,
+    GroupNorm,
+    LayerNorm,
+    Operation,
+    Product,
+    View,
+)
+
+Span = tuple[int, int]  # the first and the last operation that touch a buffer
+
+
+def spans(operations: Sequence[Operation]) -> dict[str, Span]:
+    """For each buffer the first and the last operation that touch it."""
+    found: dict[str, Span] = {}
+    for number, operation in enumerate(operations):
+        for view in (*operation.reads, operation.output):
+            found[view.buffer] = (found.get(view.buffer, (number, 0))[0], number)
+    return found
+
+
+def in_place(
+    operations: Sequence[Operation], buffers: Mapping[str, Buffer]
+) -> tuple[list[Operation], dict[str, Buffer]]:
+    """The same operations, written over what they read where nothing needs that any more.
+
+    An epilogue may write over its residual, a function of one number over its source, a norm over
+    its one source: each element is written by the thread that has read it, or after all were read.
+    """
+    live = spans(operations)
+    renamed: dict[str, str] = {}
+    found: list[Operation] = []
+    for number, operation in enumerate(operations):
+        old = _overwritten(operation)
+        output = operation.output
+        if old is not None and old.buffer != output.buffer:
+            kept = renamed.get(old.buffer, old.buffer)
+            alike = (old.shape, old.strides, old.offset, old.dtype) == (
+                output.shape,
+                output.strides,
+                output.offset,
+                output.dtype,
+            )
+            free = (
+                buffers[old.buffer].place == buffers[output.buffer].place == "arena"
+                and buffers[old.buffer].size == buffers[output.buffer].size
+                and _last(live, renamed, old.buffer) == number
+                and live[output.buffer][0] == number
+            )
+            if alike and free:
+                renamed[output.buffer] = kept
+                live[kept] = (live[kept][0], live[output.buffer][1])
+        found.append(operation)
+    left = {name: buffer for name, buffer in buffers.items() if name not in renamed}
+    return [_renamed(operation, renamed) for operation in found], left
+
+
+def _last(live: Mapping[str, Span], renamed: Mapping[str, str], buffer: str) -> int:
+    return live[renamed.get(buffer, buffer)][1]
+
+
+def _overwritten(operation: Operation) -> View | None:
+    """What an operation reads and may write its output over."""
+    if isinstance(operation, (Product, Convolution)):
+        return operation.epilogue.residual
+    if isinstance(operation, GroupNorm) and len(operation.sources) == 1:
+        return operation.sources[0]
+    if isinstance(operation, LayerNorm):
+        return operation.source
+    if isinstance(operation, Elementwise) and 0 not in operation.sources[0].strides:
+        return operation.sources[0]
+    return None
+
+
+def _renamed(operation: Operation, names: Mapping[str, str]) -> Operation:
+    """The operation with its buffers renamed."""
+
+    def change(value: object) -> object:
+        if isinstance(value, View):
+            return replace(value, buffer=names.get(value.buffer, value.buffer))
+        if isinstance(value, tuple) and value and isinstance(value[0], View):
+            return tuple(change(one) for one in value)
+        return value
+
+    changed = {name: change(getattr(operation, name)) for name in operation.__dataclass_fields__}
+    if isinstance(operation, (Product, Convolution)):
+        old = operation.epilogue
+        changed["epilogue"] = replace(old, vector=change(old.vector), residual=change(old.residual))
+    return type(operation)(**changed)  # type: ignore[arg-type]
+
+
+def place(
+    operations: Sequence[Operation], buffers: Mapping[str, Buffer]
+) -> tuple[dict[str, Buffer], int]:
+    """The buffers with their offsets in the arena, and the arena's bytes.
+
+    Largest first, each as low as it fits among those that are needed at the same time (Pisarchyk
+    and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020). A buffer that no
+    operation touches is left out.
+    """
+    live = spans(operations)
+    wanted = [
+        buffer for name, buffer in buffers.items() if buffer.place == "arena" and name in live
+    ]
+    placed: list[tuple[int, int, Span]] = []  # offset, end, span; ordered by offset
+    found = {name: buffer for name, buffer in buffers.items() if buffer.place != "arena"}
+    peak = 0
+    for buffer in sorted(wanted, key=lambda one: (-one.size, live[one.name])):
+        size, span = _aligned(buffer.size), live[buffer.name]
+        offset = 0
+        for start, end, other in placed:
+            if other[1] < span[0] or span[1] < other[0]:
+                continue
+            if start - offset >= size:
+                break
+            offset = max(offset, end)
+        placed.append((offset, offset + size, span))
+        placed.sort()
+        found[buffer.name] = replace(buffer, offset=offset)
+        peak = max(peak, offset + size)
+    return found, peak
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
