@@ -1,80 +1,23 @@
 """Plans as real launches on the simulator, against the kernels' float64 references."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native import plan as p
-from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Program
 from diffusion_rt.engines.native.launches import Chip
-from diffusion_rt.engines.native.weights import Weights
-from diffusion_rt.kernels import attention, group_norm, layer_norm
+from diffusion_rt.engines.native.packing import to_bfloat16, widened
+from diffusion_rt.kernels import attention, gemm, group_norm, layer_norm
+from diffusion_rt.kernels.epilogue import interleaved
 from support.device_graphs import simulated_gpu
-from support.native_plans import PlanMaker, heads, reshaped
+from support.native_plans import PlanMaker, heads, reshaped, rounded
+from support.native_run import Runner, normal
 
 Array = NDArray[Any]
-
-
-class Runner:
-    """A program on a simulated device, with memory for its inputs and outputs."""
-
-    def __init__(self, plan: p.Plan, gpu: Gpu | None = None) -> None:
-        self.gpu = gpu or simulated_gpu()
-        device = self.gpu.device
-        self.stream = device.stream()
-        self.plan = plan
-        self.program = Program(plan, Chip(device.limits))
-        self.arena = Arena(device, self.stream.synchronize)
-        self.arena.reserve(self.program.nbytes, self.program.counters)
-        self.weights = Weights(device, self.stream, plan.weights.values(), plan.constants)
-        self.weights.stream_from(Path())
-        names = (*plan.inputs, *plan.outputs)
-        self.bound = {name: device.allocate(plan.buffers[name].size) for name in names}
-
-    def __call__(self, **inputs: Array) -> dict[str, Array]:
-        device, stream = self.gpu.device, self.stream
-        for name, values in inputs.items():
-            buffer = self.plan.buffers[name]
-            assert values.shape == buffer.shape
-            staged = device.pinned(buffer.size)
-            staged.array[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-            stream.copy(self.bound[name], staged)
-        for name in self.plan.outputs:
-            stream.fill(self.bound[name], 0xFF)
-        places = self.program.places(
-            arena=self.arena.address,
-            counters=self.arena.counters,
-            bound={name: buffer.address for name, buffer in self.bound.items()},
-            weight=self.weights.address,
-        )
-        calls = self.program.calls(places)
-        kernels = [self.gpu.kernel(call.variant) for call in calls]
-
-        def enqueue() -> None:
-            for kernel, call in zip(kernels, calls, strict=True):
-                stream.launch(kernel, call.launch, call.arguments)
-
-        stream.capture(enqueue).replay(stream)
-        return {name: self._fetched(name) for name in self.plan.outputs}
-
-    def _fetched(self, name: str) -> Array:
-        buffer = self.plan.buffers[name]
-        staged = self.gpu.device.pinned(buffer.size)
-        self.stream.copy(staged, self.bound[name])
-        self.stream.synchronize()
-        kind = np.uint16 if buffer.dtype == "bfloat16" else buffer.dtype
-        found: Array = staged.array.view(kind).reshape(buffer.shape).copy()
-        return found
-
-
-def normal(seed: int, *shape: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -136,6 +79,90 @@ def test_heads_of_packed_rows() -> None:
     truth = attention.reference(split[:, :, 0], split[:, :, 1], split[:, :, 2], 0.3)
     found = Runner(make.plan())(qkv=values)["y"]
     assert np.abs(found.reshape(truth.shape) - truth).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_products_read_slices_and_write_them(dtype: p.Arithmetic) -> None:
+    """Two sources, one of them columns of a wider buffer; vector, SiLU, a residual in place."""
+    make = PlanMaker(dtype)
+    images, tokens, columns = 2, 6, 16
+    rows = images * tokens
+    first = make.buffer("first", (rows, 8), "input")
+    wide = make.buffer("wide", (rows, 24), "input")
+    vector = make.buffer("vector", (images, columns), "input")
+    y = make.buffer("y", (rows, columns), "output")
+    second = p.View("wide", dtype, (rows, 16), wide.strides, offset=8)
+    weight, bias = normal(1, columns, 24), normal(2, columns)
+    make.weight("w", weight)
+    make.weight("b", bias)
+    make.weight("g", normal(3, 32, columns), "geglu")
+    middle, kept = (make.buffer(name, (rows, columns)) for name in ("middle", "kept"))
+    make.operations = [
+        *(
+            p.Product(
+                name=f"sum in {output.buffer}",
+                sources=(first, second),
+                weight="w",
+                columns=columns,
+                image_rows=tokens,
+                epilogue=p.Epilogue(bias="b", vector=vector, activation="silu"),
+                output=output,
+            )
+            for output in (middle, kept)
+        ),
+        p.Product(
+            name="gated",
+            sources=(middle,),
+            weight="g",
+            columns=32,
+            image_rows=rows,
+            epilogue=p.Epilogue(activation="geglu", residual=kept),
+            output=kept,
+        ),
+        p.Product(
+            name="out",
+            sources=(kept,),
+            weight="o",
+            columns=columns,
+            image_rows=rows,
+            epilogue=p.Epilogue(),
+            output=y,
+        ),
+    ]
+    make.weight("o", normal(4, columns, columns), "transposed")
+    inputs = {
+        name: stored(normal(n, *make.buffers[name].shape), dtype)
+        for n, name in enumerate(("first", "wide", "vector"), 5)
+    }
+    exact = {name: rounded(make.constants[name], dtype) for name in ("w", "b", "g", "o")}
+    exact |= {name: plain(values, dtype) for name, values in inputs.items()}
+    truth = chain(exact, np.float64, "float64")
+    usual = chain(exact, np.float32, dtype)
+    found = plain(Runner(make.plan())(**inputs)["y"], dtype)
+    assert np.abs(found - truth).max() <= 2 * np.abs(usual - truth).max()
+
+
+def chain(exact: dict[str, Array], sums: Any, kept: str) -> NDArray[np.float64]:
+    """The products of the test above: sums of one type, every result kept in another."""
+
+    def product(a: Array, weight: Array, **epilogue: Any) -> Array:
+        total = np.matmul(a.astype(sums), weight.T.astype(sums))
+        y = gemm.reference(total, np.eye(total.shape[1]), **epilogue)
+        return y if kept == "float64" else rounded(y, kept)
+
+    a = np.concatenate([exact["first"], exact["wide"][:, 8:]], axis=1)
+    x = product(a, exact["w"], bias=exact["b"], vector=exact["vector"], activation="silu")
+    x = product(x, interleaved(exact["g"]), activation="geglu", residual=x)
+    return product(x, exact["o"].T)
+
+
+def stored(values: Array, dtype: str) -> Array:
+    """As it lies in memory; bfloat16 is its bits."""
+    return to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def plain(values: Array, dtype: str) -> NDArray[np.float64]:
+    return widened(values, dtype).astype(np.float64)
 
 
 def test_what_no_kernel_takes_is_named() -> None:
