@@ -35,6 +35,7 @@ class BuilderOptions:
       `ampere+` to none from Ampere on, at a cost in speed.
     - `version_compatible`: later TensorRT of the same major version runs the plan too.
     - `stripped`: the plan holds no weights; they come from the checkpoint when it is loaded.
+    - `tf32`: float32 products on tensor cores, with 10 bits of mantissa, as TensorRT has it.
     - `build_route`: knobs of the compiler, such as `-conv_use_long_w=off`.
     """
 
@@ -45,6 +46,7 @@ class BuilderOptions:
     compatibility: Compatibility = "none"
     version_compatible: bool = False
     stripped: bool = False
+    tf32: bool = True
     build_route: Annotated[str, Matching(rf"({_ROUTE.pattern})?", "-name=value knobs")] = ""
 
     def __post_init__(self) -> None:

@@ -1,0 +1,271 @@
+"""All engines of a model for the GPU at hand: what is missing is built, what is there is kept."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion_rt.engines.artefact import locked, remove_partials
+from diffusion_rt.engines.device.memory import short_of_memory
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.spec import GRAPHS
+from diffusion_rt.engines.trt.apart import run_apart
+from diffusion_rt.engines.trt.key import Key, Machine, differences
+from diffusion_rt.engines.trt.library import require_tensorrt, version_of
+from diffusion_rt.engines.trt.options import Options
+from diffusion_rt.engines.trt.places import folder_to_build
+from diffusion_rt.engines.trt.plan_file import (
+    PlanHeader,
+    open_plan,
+    plan_path,
+    read_header,
+    write_plan,
+)
+from diffusion_rt.engines.trt.prepare import Prepared, prepare
+from diffusion_rt.engines.trt.profiles import Coverage, profiles_for
+from diffusion_rt.engines.trt.timing_cache import TimingCache, timing_cache_for
+from diffusion_rt.engines.trt.weights import map_weights
+from diffusion_rt.kernels.driver import Device
+
+if TYPE_CHECKING:
+    from diffusion_rt.engines.trt.messages import Messages
+
+WIDE_ATTENTION_FROM = (11, 3)
+WAYS_OUT = (
+    "close other programs on the GPU, or build for less: fewer --buckets, a smaller --batch, a "
+    "limit by --workspace"
+)
+
+Report = Callable[[str, int, int], None]  # stage, done, total
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One graph's plan: kept as it was, or built, and then why."""
+
+    path: Path
+    header: PlanHeader
+    kept: bool
+    reasons: tuple[str, ...]  # what of the key had changed; nothing where there was no plan
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a build leaves: the plans, and how much device memory it took at its peak."""
+
+    folder: Path
+    machine: Machine
+    built: tuple[Built, ...]
+    peak_device_bytes: int | None
+
+
+def build(
+    model: ModelFolder,
+    coverage: Coverage,
+    options: Options,
+    *,
+    device: Device,
+    made_by: str,
+    graphs: Sequence[str] | None = None,
+    force: bool = False,
+    report: Report = lambda stage, done, total: None,
+    say: Say = lambda line: None,
+) -> Summary:
+    """Build the engines of `graphs` (all that the model has) where there is no such plan yet.
+
+    `force` builds them anyway. `report` hears of stages `verify` and `check` (bytes) and of each
+    graph that is built (per mille); `say` of what a person wants to know. Ctrl-C ends it soon,
+    with what was finished kept and nothing else left. Raises BadInput where TensorRT is missing,
+    another build is under way or the options do not fit this GPU, and OutOfMemory.
+    """
+    machine = Machine(
+        gpu=device.name, arch=device.arch, driver=device.driver, tensorrt=require_tensorrt()
+    )
+    check_options(options, machine)
+    folder = folder_to_build(model, machine, options.builder.compatibility)
+    with locked(folder, "building engines", key="build"):
+        remove_partials(folder)
+        _verify(model, report)
+        maker = _Maker(model, coverage, options, device, machine, folder, made_by, report, say)
+        wanted = [g for g in GRAPHS if g in (graphs or model.manifest.graphs)]
+        built = tuple(maker.make(graph, force=force) for graph in wanted)
+    maker.tell_of_timings()
+    return Summary(folder, machine, built, maker.peak)
+
+
+def check_options(options: Options, machine: Machine) -> None:
+    """BadInput where a GPU or its TensorRT cannot do what the options ask for."""
+    if machine.arch < 80 and options.vae_precision == "bfloat16":
+        raise BadInput(
+            f"the VAE in bfloat16 wants a GPU of sm_80 or newer, {machine.gpu} is "
+            f"sm_{machine.arch}; build with --vae-precision float32"
+        )
+    if machine.arch < 80 and options.builder.compatibility == "ampere+":
+        raise BadInput(f"hardware compatibility ampere+: {machine.gpu} is sm_{machine.arch}")
+    if options.wide_attention and version_of(machine.tensorrt) < WIDE_ATTENTION_FROM:
+        wanted = ".".join(map(str, WIDE_ATTENTION_FROM))
+        raise BadInput(
+            f"attention in float32 wants TensorRT {wanted} or newer, installed is "
+            f"{machine.tensorrt}; leave --float32-attention out"
+        )
+
+
+def _verify(model: ModelFolder, report: Report) -> None:
+    """Hash the whole model: plans are keyed by what its manifest says."""
+    total = sum(record.size for record in model.manifest.files.values())
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        report("verify", done, total)
+
+    model.verify(full=True, progress=progress)
+
+
+@dataclass(slots=True)
+class _Maker:
+    """Makes the plans of one model, one after the other."""
+
+    model: ModelFolder
+    coverage: Coverage
+    options: Options
+    device: Device
+    machine: Machine
+    folder: Path
+    made_by: str
+    report: Report
+    say: Say
+    timings: TimingCache | None = None
+    peak: int | None = None
+
+    def make(self, graph: str, *, force: bool) -> Built:
+        """The plan of one graph, from the folder if it is the right one."""
+        prepared = prepare(self.model, graph, self.options.edits(graph))
+        key = self.key(prepared)
+        path = plan_path(self.folder, graph)
+        reasons: tuple[str, ...] = ()
+        have = self.there(graph)
+        if have is not None:
+            reasons = tuple(differences(have.key, key))
+            if not reasons and not force:
+                return Built(path, have, True, ())
+            why = "; ".join(reasons) or "asked for"
+            self.say(f"{graph}: built anew ({why})")
+        header = self.built(prepared, key)
+        return Built(path, header, False, reasons)
+
+    def key(self, prepared: Prepared) -> Key:
+        files, graph = self.model.manifest.files, prepared.graph
+        locations = sorted({weight.location for weight in prepared.weights})
+        return Key(
+            graph=graph,
+            onnx=files[prepared.variant.file].sha256,
+            weights={location: files[location].sha256 for location in locations},
+            edits=self.options.edits(graph),
+            network=prepared.sha256,
+            plugin=None,
+            profiles=profiles_for(self.model.manifest, graph, self.coverage),
+            builder=self.options.builder,
+            machine=self.machine,
+        )
+
+    def there(self, graph: str) -> PlanHeader | None:
+        """The header of the plan there is, if every byte of it is as it was written."""
+        try:
+            header = read_header(self.folder, graph)
+            if header is None:
+                return None
+            done, total = 0, header.plan_bytes
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count
+                self.report("check", done, total)
+
+            with open_plan(self.folder, graph, progress):
+                return header
+        except BadInput as damaged:
+            self.say(f"{graph}: built anew ({damaged})")
+            return None
+
+    def built(self, prepared: Prepared, key: Key) -> PlanHeader:
+        """Build and write one plan."""
+        from diffusion_rt.engines.trt.messages import Messages
+
+        self.timings = self.timings or timing_cache_for(self.machine)
+        free = self.device.memory().free
+        if prepared.weight_bytes > free:
+            raise self.short(prepared.graph, prepared.weight_bytes, free)
+        started = time.perf_counter()
+        messages = Messages()
+        try:
+            plan, scratch = self.run(prepared, key, messages, free)
+        except OutOfMemory as short:
+            raise OutOfMemory(f"{short}; {WAYS_OUT}") from None
+        header = PlanHeader(
+            key=key,
+            plan_bytes=plan.nbytes,
+            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            inputs=prepared.variant.inputs,
+            outputs=prepared.variant.outputs,
+            scratch_bytes=scratch,
+            seconds=round(time.perf_counter() - started, 3),
+            made_by=self.made_by,
+        )
+        write_plan(self.folder, header, plan)
+        return header
+
+    def run(
+        self, prepared: Prepared, key: Key, messages: "Messages", free: int
+    ) -> tuple[memoryview, tuple[int, ...]]:
+        """The plan and what its profiles need, from TensorRT."""
+        from diffusion_rt.engines.trt.builder import build_plan, scratch_of
+        from diffusion_rt.engines.trt.monitor import Monitor
+
+        timings = self.timings
+        assert timings is not None
+        weights = map_weights(self.model.path, prepared.weights, self.folder)
+
+        def progress(share: float) -> None:
+            self.report(prepared.graph, round(1000 * share), 1000)
+            self.peak = max(self.peak or 0, free - self.device.memory().free)
+
+        monitor = Monitor(progress)
+
+        def work() -> tuple[memoryview, tuple[int, ...]]:
+            plan = build_plan(
+                prepared,
+                weights,
+                key.profiles,
+                key.builder,
+                timings=timings,
+                monitor=monitor,
+                messages=messages,
+            )
+            return plan, scratch_of(plan, prepared.graph, key.builder, messages)
+
+        return run_apart(work, monitor.cancel)
+
+    def short(self, graph: str, needed: int, free: int) -> OutOfMemory:
+        """The error for a graph whose weights alone do not fit."""
+        return OutOfMemory(f"{short_of_memory(f'building {graph}', needed, free)}; {WAYS_OUT}")
+
+    def tell_of_timings(self) -> None:
+        """Say once what went wrong with the timings: it costs time, nothing else."""
+        if self.timings is None:
+            return
+        if self.timings.damaged:
+            self.say(f"{self.timings.path} could not be used; its timings were taken anew")
+        if self.timings.unwritten:
+            self.say(f"timings were not kept: {self.timings.unwritten}")
+
+
+def scratch_by_profile(header: PlanHeader) -> Mapping[str, int]:
+    """Device memory by profile's name, weights aside."""
+    names = [profile.name for profile in header.key.profiles]
+    return dict(zip(names, header.scratch_bytes, strict=True))
