@@ -21,7 +21,8 @@ class Variant:
     registers: int  # at most so many a thread, on every chip
     shared_bytes: int = 0  # static
     threads: int = 256  # of a block, at most
-    instructions: tuple[str, ...] = ()  # of the PTX, without which the kernel would be slow
+    # Of the PTX, without which the kernel would be slow; of the machine code where `suffix` is set.
+    instructions: tuple[str, ...] = ()
     archs: tuple[int, ...] = ARCHS
     suffix: str = ""  # "a": instructions that only these very chips have, and no newer one
 

@@ -57,11 +57,14 @@ def wrong(variant: Variant, arch: int, found: Facts) -> list[str]:
 
 
 def layout(parameters: tuple[Parameter, ...]) -> tuple[tuple[int, int], ...]:
-    """Offset and size of each in the parameter block, by C's rules of alignment."""
+    """Offset and size of each in the parameter block, by C's rules of alignment.
+
+    Tensor maps lie at multiples of 64 of memory; on sm_90 the block begins 16 bytes beside one.
+    """
     at, places = 0, []
     for parameter in parameters:
         size = parameter.nbytes
-        at += -at % min(size, 64)
+        at += -(at + 16) % 64 if parameter.kind == "tensor_map" else -at % size
         places.append((at, size))
         at += size
     return tuple(places)

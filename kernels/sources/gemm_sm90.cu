@@ -1,0 +1,51 @@
+// Y = epilogue(A W^T) on sm_90a: rows of A lie in one source, or in two side by side.
+#include "kernel.h"
+
+#include "product_sm90.h"
+
+struct Rows {
+    const TensorMap &first, &second;
+    int rows, first_depth, depth;
+
+    // A source of which the last block is not full ends in zeros.
+    __device__ __forceinline__ int first_blocks() const { return (first_depth + kDepth - 1) / kDepth; }
+    __device__ __forceinline__ int blocks() const {
+        return first_blocks() + (depth - first_depth + kDepth - 1) / kDepth;
+    }
+    __device__ __forceinline__ void prefetch() const {
+        prefetch_map(first);
+        if (first_depth < depth) prefetch_map(second);
+    }
+    __device__ __forceinline__ void load(void* to, Barrier* barrier, int tile_row, int block) const {
+        const int at = block - first_blocks();
+        if (at < 0)
+            load_tile(to, first, barrier, block * kDepth, tile_row * TILE_ROWS);
+        else
+            load_tile(to, second, barrier, at * kDepth, tile_row * TILE_ROWS);
+    }
+    __device__ __forceinline__ int weight_at(int block) const {
+        const int at = block - first_blocks();
+        return at < 0 ? block * kDepth : first_depth + at * kDepth;
+    }
+    __device__ __forceinline__ int row(int tile_row, int r) const {
+        const int row = tile_row * TILE_ROWS + r;
+        return row < rows ? row : -1;
+    }
+};
+
+// grid: at most one block for each multiprocessor; boxes of the maps: 64 by TILE_ROWS of the
+// sources, 64 by TILE_COLUMNS of the weight [columns, depth]
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    gemm_sm90(TENSOR_MAP(first), TENSOR_MAP(second), TENSOR_MAP(weight), const ELEMENT* bias,
+              const ELEMENT* vector, const ELEMENT* residual, ELEMENT* output, int rows, int columns,
+              int depth, int first_depth, int image_rows, int vector_stride, int residual_stride,
+              int output_stride) {
+    const Rows source{first, second, rows, first_depth, depth};
+    const Epilogue with{bias,    vector,     residual,      output,
+                        columns, image_rows, vector_stride, residual_stride,
+                        output_stride};
+    const Tiles tiles{(rows + TILE_ROWS - 1) / TILE_ROWS,
+                      (columns + TILE_COLUMNS - 1) / TILE_COLUMNS};
+    multiply_tiles(source, weight, with, tiles);
+}
+HOST_KERNEL(gemm_sm90)

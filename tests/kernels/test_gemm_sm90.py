@@ -1,0 +1,299 @@
+"""`gemm` on sm_90a against its reference, on the host: every tile, epilogue and source."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from diffusion_rt.kernels import gemm
+from diffusion_rt.kernels.catalogue import CATALOGUE, SOURCES
+from diffusion_rt.kernels.driver import DeviceLost, Misuse, limits_of
+from diffusion_rt.kernels.epilogue import Epilogue, interleaved
+from diffusion_rt.kernels.gemm import Product
+from diffusion_rt.kernels.gemm_sm90 import Sm90Product, tactics
+from diffusion_rt.kernels.tactic import Operands
+from diffusion_rt.kernels.tiles_sm90 import TILES, Tile
+from support.kernel_bench import KernelBench
+from support.products import plain_epilogue, plain_sums, read, rounded, storage, stored
+
+Array = NDArray[Any]
+CHIP = limits_of(90)
+ONE = replace(CHIP, multiprocessors=1)  # so that a block goes on from tile to tile
+SMALL = TILES[-1]
+BENCHES: dict[str, KernelBench] = {}
+
+
+def bench_of(variant: str) -> KernelBench:
+    """A variant on a device, compiled once."""
+    if variant not in BENCHES:
+        BENCHES[variant] = KernelBench([CATALOGUE[variant]])
+    return BENCHES[variant]
+
+
+def check(product: Product, tile: Tile, *, in_place: bool = False, seed: int = 0) -> None:
+    """A product of random arrays is its reference, and nothing is written beside the output."""
+    rng = np.random.default_rng(seed)
+    dtype, kind, has = product.dtype, storage(product.dtype), product.epilogue
+    images = -(-product.rows // product.image_rows)
+    tactic = Sm90Product(product, tile, ONE)
+    bench = bench_of(tactic.variant)
+
+    def some(*shape: int) -> Array:
+        return rounded(rng.normal(size=shape), dtype)
+
+    a, weight = some(product.rows, product.depth), some(product.columns, product.depth) / 4
+    bias = some(product.columns) if has.bias else None
+    vector = some(images, product.columns) if has.vector else None
+    residual = some(product.rows, product.output_columns) if has.residual else None
+
+    def put(values: Array | None, stride: int) -> Any:
+        if values is None:
+            return None
+        wide = np.full((len(values), stride), 0xFFFF if kind == "u2" else np.nan, kind)
+        wide[:, : values.shape[1]] = stored(values, dtype)
+        return bench.put(wide)
+
+    def address(buffer: Any) -> int:
+        return 0 if buffer is None else int(buffer.address)
+
+    shape = (product.rows, product.output_stride)
+    source = put(a[:, : product.first_depth], product.first_stride)
+    second = None
+    if product.first_depth < product.depth:
+        second = put(a[:, product.first_depth :], product.second_stride)
+    behind = put(residual, product.residual_stride)
+    output = behind if in_place else bench.poisoned(shape, kind)
+    operands = Operands(
+        first=address(source),
+        second=address(second),
+        weight=address(put(weight, product.depth)),
+        bias=address(put(None if bias is None else bias[None], product.columns)),
+        vector=address(put(vector, product.vector_stride)),
+        residual=address(behind),
+        output=address(output),
+    )
+    CHIP.check(tactic.launch, tactic.name)
+    bench.run("gemm_sm90", tactic.launch, *tactic.arguments(operands, bench.device.tensor_map))
+    got = read(bench.get(output, shape, kind), dtype)
+    bench.clear()
+    assert np.isnan(got[:, product.output_columns :]).all()
+    got = got[:, : product.output_columns]
+
+    each = None if vector is None else np.repeat(vector, product.image_rows, 0)[: product.rows]
+    named: dict[str, Any] = {"bias": bias, "vector": each, "activation": has.activation}
+    truth = gemm.reference(a, weight, residual=residual, **named)
+    plain = plain_epilogue(
+        plain_sums(a, weight)[:, None],
+        residual=None if residual is None else residual[:, None],
+        **{**named, "vector": each},
+    )
+    error = np.abs(rounded(plain.reshape(truth.shape), dtype) - truth).max()
+    assert np.abs(got - truth).max() <= 2 * error
+
+
+@pytest.fixture(params=["forward", "reverse"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Copies at once and products late, or the other way round."""
+    monkeypatch.setenv("HOST_CUDA_ORDER", request.param)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
+def test_every_tile_is_its_reference(tile: Tile, order: str) -> None:
+    """Past a tile's edges, four tiles of one block, its ring used more than once."""
+    sizes = {"rows": tile.rows + 3, "columns": tile.columns + 8, "depth": 136}
+    epilogue = Epilogue(bias=True, residual=True)
+    check(Product(dtype="float16", **sizes, epilogue=epilogue), tile)
+
+
+@pytest.mark.parametrize(
+    "epilogue",
+    [
+        Epilogue(),
+        Epilogue(bias=True),
+        Epilogue(residual=True),
+        Epilogue(bias=True, vector=True),
+        Epilogue(bias=True, vector=True, residual=True),
+    ],
+    ids=str,
+)
+def test_epilogues(epilogue: Epilogue, order: str) -> None:
+    """With an image that ends within a thread's two rows; strides wider than the rows."""
+    product = Product(
+        dtype="float16",
+        rows=77,
+        columns=168,
+        depth=72,
+        image_rows=13,
+        first_stride=80,
+        vector_stride=176,
+        residual_stride=184,
+        output_stride=192,
+        epilogue=epilogue,
+    )
+    check(product, SMALL)
+
+
+@pytest.mark.parametrize("tile", [tile for tile in TILES if tile.takes(True)], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_geglu(tile: Tile, residual: bool) -> None:
+    epilogue = Epilogue(bias=True, activation="geglu", residual=residual)
+    sizes = {"rows": tile.rows + 1, "columns": tile.columns + 16, "depth": 40}
+    check(Product(dtype="float16", **sizes, epilogue=epilogue), tile)
+
+
+def test_a_weight_for_geglu_is_interleaved_as_the_kernel_wants_it() -> None:
+    """Rows of values and of gates in turn, eight by eight: what `interleaved` writes."""
+    weight = np.arange(64, dtype=np.float64)[:, None]
+    assert interleaved(weight)[:24, 0].tolist() == [
+        *range(8),
+        *range(32, 40),
+        *range(8, 16),
+    ]
+
+
+@pytest.mark.parametrize(("first", "second"), [(72, 40), (64, 64), (8, 136), (136, 8)])
+def test_two_sources_lie_side_by_side(first: int, second: int, order: str) -> None:
+    """The last block of each source ends in zeros, wherever its width ends."""
+    product = Product(
+        dtype="float16",
+        rows=70,
+        columns=48,
+        depth=first + second,
+        first_depth=first,
+        first_stride=first + 8,
+        second_stride=second + 16,
+    )
+    check(product, SMALL)
+
+
+def test_bfloat16(order: str) -> None:
+    epilogue = Epilogue(bias=True, residual=True)
+    sizes = {"rows": 131, "columns": 136, "depth": 72}
+    check(Product(dtype="bfloat16", **sizes, epilogue=epilogue), Tile(128, 128))
+
+
+def test_the_residual_may_lie_where_the_output_does() -> None:
+    epilogue = Epilogue(bias=True, residual=True)
+    product = Product(dtype="float16", rows=65, columns=168, depth=64, epilogue=epilogue)
+    check(product, SMALL, in_place=True)
+
+
+@given(
+    rows=st.integers(1, 140),
+    columns=st.integers(1, 45),
+    depth=st.integers(1, 40),
+    first=st.integers(0, 39),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_size(rows: int, columns: int, depth: int, first: int, seed: int) -> None:
+    product = Product(
+        dtype="float16",
+        rows=rows,
+        columns=8 * columns,
+        depth=8 * depth,
+        first_depth=8 * (first % depth),
+        epilogue=Epilogue(bias=True),
+    )
+    check(product, SMALL, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        # Waiting for the other parity; a stage given back while products still read it; sums
+        # taken before they are there; fewer bytes announced; a start that is one row off.
+        ("product_sm90.h", "ring.parity ^ 1);", "ring.parity);"),
+        ("product_sm90.h", "wgmma_wait<1>();", "wgmma_wait<2>();"),
+        ("product_sm90.h", "wgmma_wait<0>();", ""),
+        (
+            "product_sm90.h",
+            "barrier_expect(full + ring.stage, kStageBytes)",
+            "barrier_expect(full + ring.stage, kStageBytes / 2)",
+        ),
+        ("product_sm90.h", "publish_barriers();", ""),
+        ("hopper.h", "Descriptor(1024 >> 4)", "Descriptor(512 >> 4)"),
+        ("hopper.h", "Descriptor(1) << 62", "Descriptor(2) << 62"),
+        ("epilogue_sm90.h", "odd ? other[i] : own[i]", "own[i]"),
+    ],
+)
+def test_a_planted_mistake_shows(
+    file: str,
+    right: str,
+    wrong: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for source in SOURCES.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    text = (tmp_path / file).read_text()
+    assert text.count(right) == 1
+    (tmp_path / file).write_text(text.replace(right, wrong))
+    product = Product(dtype="float16", rows=130, columns=136, depth=680)
+    variant = Sm90Product(product, Tile(128, 128), ONE).variant
+    planted = replace(CATALOGUE[variant], source=str(tmp_path / "gemm_sm90.cu"))
+    monkeypatch.setattr("diffusion_rt.kernels.compile._INCLUDE", f"-I{tmp_path}")
+    found = []
+    for way in ("forward", "reverse"):
+        monkeypatch.setenv("HOST_CUDA_ORDER", way)
+        monkeypatch.setitem(BENCHES, variant, KernelBench([planted]))
+        try:
+            check(product, Tile(128, 128))
+        except (AssertionError, DeviceLost) as error:
+            found.append(error)
+    assert found
+
+
+def test_only_what_suits_is_offered() -> None:
+    product = Product(dtype="float16", rows=2048, columns=1280, depth=1280)
+    assert tactics(product, CHIP)
+    assert tactics(product, limits_of(100)) == ()
+    assert tactics(replace(product, dtype="float32"), CHIP) == ()
+    assert tactics(replace(product, epilogue=Epilogue(activation="silu")), CHIP) == ()
+    with pytest.raises(Misuse, match="wants tensor maps and nothing makes them"):
+        tactics(product, CHIP)[0].arguments(Operands(first=16, weight=16, output=16))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth", "activation", "best"),
+    [
+        (2048, 1280, 1280, "none", "128x160"),
+        (2048, 1280, 5120, "none", "128x160"),
+        (2048, 10240, 1280, "geglu", "128x256"),
+        (8192, 5120, 640, "geglu", "128x256"),
+        (8192, 640, 2560, "none", "128x160"),
+    ],
+)
+def test_the_first_choice_fills_the_chip(
+    rows: int, columns: int, depth: int, activation: Any, best: str
+) -> None:
+    """SDXL's shapes on 132 multiprocessors: 128 tiles of 128 x 160 where 2,048 x 1,280 is made."""
+    epilogue = Epilogue(activation=activation)
+    product = Product(dtype="float16", rows=rows, columns=columns, depth=depth, epilogue=epilogue)
+    assert tactics(product, CHIP)[0].tile.name == best
+
+
+@given(st.sampled_from(TILES), st.integers(1, 40), st.integers(1, 40), st.integers(1, 200))
+def test_tiles_in_bands_are_each_done_once(tile: Tile, down: int, across: int, grid: int) -> None:
+    """What `Tiles::find` of product_sm90.h does, for all tiles of all blocks."""
+    band_rows = 16
+    seen = set()
+    for block in range(grid):
+        for index in range(block, down * across, grid):
+            band, within = divmod(index, band_rows * across)
+            rows = min(band_rows, down - band * band_rows)
+            seen.add((band * band_rows + within % rows, within // rows))
+    assert len(seen) == down * across == tile.count(down * tile.rows, across * tile.columns)
+    assert max(seen) == (down - 1, across - 1)
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_fits_the_chip(tile: Tile) -> None:
+    assert tile.shared_bytes <= CHIP.shared_bytes
+    assert tile.stages >= 4

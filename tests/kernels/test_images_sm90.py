@@ -1,0 +1,95 @@
+"""The images of sm_90a: no serialised product, no spill, the instructions that were meant."""
+
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
+from diffusion_rt.kernels.compile import CompileError, Nvrtc
+
+VARIANTS = [variant for variant in CATALOGUE.values() if variant.suffix]
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Nvrtc:
+    try:
+        return Nvrtc()
+    except CompileError as error:
+        pytest.skip(f"skipped: {error}")
+
+
+@pytest.fixture(scope="module")
+def disassembler() -> str:
+    """cuobjdump, of the toolkit or of its wheel."""
+    found = shutil.which("cuobjdump")
+    if found is None and (nvidia := find_spec("nvidia")) is not None:
+        for folder in nvidia.submodule_search_locations or ():
+            for path in sorted(Path(folder).glob("*/bin/cuobjdump")):
+                found = str(path)
+    if found is None:
+        pytest.skip("skipped: no cuobjdump")
+    return found
+
+
+def test_there_are_some() -> None:
+    assert len(VARIANTS) > 10
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_the_machine_code_is_what_was_meant(
+    variant: Variant, nvrtc: Nvrtc, disassembler: str, tmp_path: Path
+) -> None:
+    image = tmp_path / "kernel.cubin"
+    image.write_bytes(nvrtc.cubin(variant, variant.archs[0]))
+    # Its assembler says here (C7510 and its like) where it serialises products or lets
+    # setmaxnreg be.
+    assert nvrtc.log == ""
+    done = subprocess.run(
+        [disassembler, "-sass", str(image)], capture_output=True, text=True, check=True
+    )
+    code = done.stdout
+    for instruction in variant.instructions:
+        assert re.search(rf"\b{re.escape(instruction)}", code), instruction
+    products = set(re.findall(r"\bHGMMA\.(\w+)", code))
+    wanted = {part.split(".")[1] for part in variant.instructions if part.startswith("HGMMA")}
+    assert products == wanted
+    assert not re.search(r"\b(LDL|STL|CALL)\b", code)
+
+
+def test_a_planted_serialised_product_is_said(nvrtc: Nvrtc, tmp_path: Path) -> None:
+    """Sums that are touched while a product is under way: the assembler puts in a wait."""
+    source = tmp_path / "serial.cu"
+    source.write_text(
+        """
+#include "kernel.h"
+#include "hopper.h"
+extern "C" __global__ void serial(float* out) {
+    DYNAMIC_SHARED(memory);
+    float d[32] = {};
+    const Descriptor rows = rows_of_128(window_address(memory));
+    wgmma_fence();
+    wgmma<half, 64>(d, rows, rows, 1);
+    for (int i = 0; i < 32; i++) d[i] *= 2;
+    wgmma<half, 64>(d, rows, rows, 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    for (int i = 0; i < 32; i++) out[threadIdx.x * 32 + i] = d[i];
+}
+"""
+    )
+    variant = Variant(
+        name="serial",
+        kernel="serial",
+        source=str(source),
+        constants=(),
+        parameters=(),
+        registers=255,
+        archs=(90,),
+        suffix="a",
+    )
+    nvrtc.cubin(variant, 90)
+    assert re.search(r"C75\d\d", nvrtc.log)
