@@ -45,6 +45,7 @@ examples:
   diffusion-rt bench export --architecture sdxl-base --keep ./sdxl
   diffusion-rt bench step --model ./sdxl --sizes 512x512 --apart
   diffusion-rt bench chip                                        (the roof of the roofline)
+  diffusion-rt bench build --model ./sdxl --engine trt --buckets 1024x1024
   diffusion-rt bench kernels --device simulator                  (what is right, without a GPU)
   diffusion-rt bench report --check
 """
@@ -310,6 +311,43 @@ def chip(benchmark: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def build(benchmark: str, argv: Sequence[str]) -> int:
+    """Measure building engines of a model."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        for name, value, what in (
+            ("engine", "NAME", "trt or native"),
+            ("buckets", "SIZES", "as `diffusion-rt build` takes them; default: its own"),
+            ("batch", "MIN:OPT:MAX", "the same"),
+        ):
+            parser.add_argument(f"--{name}", metavar=value, help=what)
+
+    found = _read(benchmark, argv, "model", "repeats", add=add, defaults={"repeats": 1})
+
+    from diffusion_rt.bench import build_cost
+    from diffusion_rt.bench.running import keep, origin_on, telling
+    from diffusion_rt.engines.model_folder import open_model
+    from diffusion_rt.runtime.pipeline import SHIPPED
+
+    if found.engine not in build_cost.ENGINES:
+        raise BadInput(f"--engine {found.engine}: one of {', '.join(build_cost.ENGINES)} is built")
+    folder = open_model(found.model or SHIPPED)
+    origin = origin_on(benchmark, found, folder.manifest.name if found.model else None)
+    options = [
+        word
+        for name in ("buckets", "batch")
+        if (value := getattr(found, name)) is not None
+        for word in (f"--{name}", value)
+    ]
+    setting: Setting = {"model": folder.manifest.name, "engine": found.engine}
+    setting |= {"buckets": found.buckets} if found.buckets else {}
+    setting |= {"batch": found.batch} if found.batch else {}
+    with telling() as tell:
+        builds = build_cost.builds(folder.path, found.engine, options, found.repeats, tell)
+        keep(found.output, build_cost.records_of(origin, builds, setting), tell)
+    return 0
+
+
 def kernels(benchmark: str, argv: Sequence[str]) -> int:
     """Check and time each GPU kernel by itself."""
     from diffusion_rt.bench.kernels import run
@@ -366,6 +404,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "export": (export, "checkpoint to ONNX: time, memory, bytes written"),
     "chip": (chip, "what this processor can do at most: a product and a copy"),
     "checkpoint": (checkpoint, "no measurement: a checkpoint of generated weights"),
+    "build": (build, "engines for this chip: time, size, memory; and again, with nothing to do"),
     "kernels": (kernels, "each GPU kernel by itself: right, then bytes and operations a second"),
     "report": (report, "no measurement: tables and plots from the records"),
 }

@@ -36,14 +36,24 @@ def origin_of(benchmark: str, found: argparse.Namespace, model: str | None) -> O
     `model` is the name of the one that was asked for. Raises BadInput where `--device cuda` finds
     no GPU.
     """
+    if getattr(found, "device", "cpu") == "cuda":
+        try:
+            this_chip()
+        except NoChip as error:
+            raise BadInput(f"--device cuda: {error}; leave it out to measure on the CPU") from None
+        return origin_on(benchmark, found, model)
+    warn_if_busy()
+    return Origin(benchmark=benchmark, command=command_of(benchmark, found, model))
+
+
+def origin_on(benchmark: str, found: argparse.Namespace, model: str | None) -> Origin:
+    """The same on the GPU of this machine, or on its processor where there is none."""
     warn_if_busy()
     origin = Origin(benchmark=benchmark, command=command_of(benchmark, found, model))
-    if getattr(found, "device", "cpu") != "cuda":
-        return origin
     try:
         chip = this_chip()
-    except NoChip as error:
-        raise BadInput(f"--device cuda: {error}; leave it out to measure on the CPU") from None
+    except NoChip:
+        return origin
     device = Clocks(chip.name).on(chip.device)
     return replace(origin, device=device, versions={**machine.versions(), "cuda": chip.cuda})
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from diffusion_rt.bench.launch import launch
-from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.errors import BadInput, Fault
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 
@@ -42,3 +42,14 @@ def test_a_failure_is_told(code: str, words: str) -> None:
 def test_a_command_that_does_not_exist() -> None:
     with pytest.raises(Fault, match="no-such-command: cannot be started: FileNotFoundError"):
         launch(["no-such-command"])
+
+
+def test_what_our_own_command_refuses_is_bad_input() -> None:
+    code = 'import sys; print(\'{"error": "no GPU here", "status": 2}\'); sys.exit(2)'
+    with pytest.raises(BadInput, match=r"^no GPU here$"):
+        launch([*PYTHON, code])
+
+
+def test_a_command_is_told_more_and_its_last_line_is_kept() -> None:
+    code = "import os; print('first'); print(os.environ['MORE'])"
+    assert launch([*PYTHON, code], more={"MORE": "and more"}).last == "and more"
