@@ -33,14 +33,17 @@ def check_buffers(graph: str, inputs: Signature, outputs: Signature, buffers: Bu
             raise BadInput(f"{graph}: {name}: not C-contiguous; pass np.ascontiguousarray of it")
         if name in outputs and not array.flags.writeable:
             raise BadInput(f"{graph}: {name}: a read-only array, wants one to write to")
-        _check_shape(graph, spec, array.shape, sizes)
+        check_shape(graph, spec, array.shape, sizes)
     _check_apart(graph, outputs, buffers)
 
 
-def _check_shape(
+def check_shape(
     graph: str, spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tuple[int, str]]
 ) -> None:
-    """One shape against its spec; `sizes` holds each symbol's size and the tensor that set it."""
+    """One shape against its spec, or BadInput.
+
+    `sizes` holds each symbol's size and the tensor that set it, and takes up new ones.
+    """
     wanted = f"wants [{', '.join(map(str, spec.shape))}]"
     if len(shape) != len(spec.shape):
         raise BadInput(f"{graph}: {spec.name}: got shape {list(shape)}, {wanted}")

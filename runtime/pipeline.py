@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.runtime.conditioning import Conditioner, Conditioning
 from diffusion_rt.runtime.decode import Decoder, to_pixels
-from diffusion_rt.runtime.denoise import Guidance, denoise
+from diffusion_rt.runtime.denoise import Guidance, denoise, denoise_on_device
 from diffusion_rt.runtime.memory import Fit, Tiling, budget, fit
-from diffusion_rt.runtime.noise import make_noise
+from diffusion_rt.runtime.noise import NoiseSource, make_noise
 from diffusion_rt.runtime.picture import describe
 from diffusion_rt.runtime.plan import Plan
 from diffusion_rt.runtime.request import Request
@@ -79,6 +79,7 @@ class Pipeline:
         self._room = room
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
+        self._denoiser = backend.denoiser()
         self._conditioner: Conditioner | None = None
         self._decoder = Decoder(self._open_decoder, folder.manifest.vae)
 
@@ -101,7 +102,8 @@ class Pipeline:
         """
         folder = open_model(SHIPPED if model is None else Path(model))
         backend = open_backend(folder, engine, threads=threads, provider=provider)
-        room = None if provider == "cuda" else budget(folder)  # the host's memory, not a GPU's
+        on_host = provider != "cuda" and backend.denoiser() is None
+        room = budget(folder) if on_host else None  # the host's memory, not a GPU's
         return cls(folder, backend, tiling=tiling, room=room)
 
     def generate(self, request: Request, *, progress: Progress | None = None) -> Result:
@@ -174,6 +176,8 @@ class Pipeline:
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
+            if self._denoiser is not None:
+                self._denoiser.close()
             self._conditioner = None
             self._decoder.close()
 
@@ -217,22 +221,21 @@ class Pipeline:
     def _denoise(self, job: Job, conditioning: Conditioning, progress: Progress) -> Latents:
         """Latents [images, c, h, w], in groups of as many images as there is room for.
 
-        An engine that runs out of memory all the same gets groups of half the size.
+        Engines built for fewer get groups of as many, and those that run out of memory all the same
+        groups of half the size.
         """
-        unet = Unet(*(self._engine(f"unet_{part}") for part in ("prompt", "timestep", "step")))
         seeds, size = job.seeds, job.room.group
         done: list[Latents] = []
         while seeds:
+            size = min(size, self._most_images(job, conditioning, len(seeds)))
             groups = len(done) + -(-len(seeds) // size)
 
             def report(evaluation: int, evaluations: int, groups: int = groups) -> None:
                 progress("denoise", len(done) * evaluations + evaluation, groups * evaluations)
 
             noise = [make_noise(job.request.rng, seed) for seed in seeds[:size]]
-            shape = job.room.latent_shape
             try:
-                unet.prepare(conditioning, job.plan.timesteps, len(noise), shape)
-                done.append(denoise(unet, job.plan, noise, shape, job.guidance, report))
+                done.append(self._denoise_group(job, conditioning, noise, report))
             except OutOfMemory:
                 if len(noise) == 1:
                     raise
@@ -240,6 +243,31 @@ class Pipeline:
                 continue
             seeds = seeds[size:]
         return np.concatenate(done)
+
+    def _most_images(self, job: Job, conditioning: Conditioning, images: int) -> int:
+        """How many of the images left the engine denoises together."""
+        if self._denoiser is None:
+            return images
+        rows, tokens, _ = conditioning.context.shape
+        shape = job.room.latent_shape
+        return self._denoiser.most_images(shape, rows=rows, tokens=tokens, images=images)
+
+    def _denoise_group(
+        self,
+        job: Job,
+        conditioning: Conditioning,
+        noise: Sequence[NoiseSource],
+        report: Callable[[int, int], None],
+    ) -> Latents:
+        """Latents of one group: by the device's own loop where it has one, else by the host's."""
+        plan, guidance, shape = job.plan, job.guidance, job.room.latent_shape
+        if self._denoiser is not None:
+            return denoise_on_device(
+                self._denoiser, conditioning, plan, noise, shape, guidance, report
+            )
+        unet = Unet(*(self._engine(f"unet_{part}") for part in ("prompt", "timestep", "step")))
+        unet.prepare(conditioning, plan.timesteps, len(noise), shape)
+        return denoise(unet, plan, noise, shape, guidance, report)
 
     def _decode(self, latents: Latents, room: Fit, progress: Progress) -> list[Image.Image]:
         images = []

@@ -88,6 +88,9 @@ class _Loop:
         device = gpu.device
         self._prompt = _Once(graphs.open("unet_prompt"))
         self._timestep = _Once(graphs.open("unet_timestep"))
+        # Never bound: it keeps the weights where they are while sizes come and go.
+        self._weights = graphs.open("unet_step")
+        check_parts(self._prompt.engine, self._timestep.engine, self._weights)
         self._stream = device.stream()
         self._passed = [device.event() for _ in range(AHEAD)]
         self._sent, self._fetched = Pinned(device), Pinned(device)
@@ -170,16 +173,10 @@ class _Loop:
         return self._buckets[size]
 
     def _make(self, size: Size) -> Bucket:
-        step = self._graphs.open("unet_step")
-        try:
-            check_parts(self._prompt.engine, self._timestep.engine, step)
-        except BaseException:
-            step.close()
-            raise
         return Bucket(
             self._gpu,
             size,
-            step=step,
+            step=self._graphs.open("unet_step"),
             prompt=self._prompt.engine,
             timestep=self._timestep.engine,
         )
@@ -199,6 +196,7 @@ class _Loop:
         self._buckets.clear()
         self._prompt.engine.close()
         self._timestep.engine.close()
+        self._weights.close()
         self._sent.close()
         self._fetched.close()
         for event in self._passed:

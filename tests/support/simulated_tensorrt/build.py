@@ -217,6 +217,10 @@ class IBuilderConfig:
     def num_optimization_profiles(self) -> int:
         return len(self._profiles)
 
+    @property
+    def all_build_routes(self) -> str:
+        return '{"-conv_use_long_w": ["on", "off"]}'
+
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         if not profile:
             return -1

@@ -1,0 +1,19 @@
+"""TensorRT as a backend."""
+
+from diffusion_rt.engines.device.backend import DeviceBackend
+from diffusion_rt.engines.device.gpu import Gpu, open_gpu
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.trt.library import require_tensorrt
+
+
+def open_trt(model: ModelFolder, gpu: Gpu | None = None) -> DeviceBackend:
+    """The plans of a model folder on a GPU, the first one where none is given.
+
+    Raises BadInput where there is no driver, no GPU, no TensorRT, or no plan for this GPU: each
+    with its fix.
+    """
+    version = require_tensorrt()
+    gpu = gpu or open_gpu()
+    from diffusion_rt.engines.trt.graphs import TrtGraphs
+
+    return DeviceBackend(TrtGraphs(model, gpu, version), gpu)

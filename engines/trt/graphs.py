@@ -1,0 +1,168 @@
+"""The plans of a model folder, as the graphs of a device."""
+
+import shlex
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.protocol import DeviceEngine
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.spec import Precision
+from diffusion_rt.engines.trt.buckets import Bucket, not_built
+from diffusion_rt.engines.trt.engine import Loaded, TrtEngine
+from diffusion_rt.engines.trt.key import Machine
+from diffusion_rt.engines.trt.loading import load_plan
+from diffusion_rt.engines.trt.messages import Messages
+from diffusion_rt.engines.trt.places import folders_to_load
+from diffusion_rt.engines.trt.plan_file import PlanHeader, check_usable, plan_path, read_header
+from diffusion_rt.engines.trt.scratch import Scratch
+
+OPTIONAL = ("vae_encoder",)
+
+
+class TrtGraphs:
+    """Opens plans when they are wanted; engines of one graph share its weights.
+
+    All engines compute in one piece of scratch memory, which moves when a neediest comes.
+    """
+
+    def __init__(self, model: ModelFolder, gpu: Gpu, tensorrt: str) -> None:
+        """Find the plans for this GPU and TensorRT; nothing of them is loaded yet.
+
+        Raises BadInput where a graph has none that can be used here: it says why, and how to build
+        it.
+        """
+        device = gpu.device
+        self._model, self._gpu = model, gpu
+        self._machine = Machine(
+            gpu=device.name, arch=device.arch, driver=device.driver, tensorrt=tensorrt
+        )
+        self._messages = Messages()
+        self._scratch = Scratch(device)
+        self._stream = device.stream()
+        self._chunk = max(encoder.max_length for encoder in model.manifest.text_encoders)
+        self._plans = find_plans(model, self._machine)
+        self._loaded: dict[str, Loaded] = {}
+        self._open: list[TrtEngine] = []
+
+    @property
+    def name(self) -> str:
+        """What `--engine` calls it."""
+        return "trt"
+
+    def open(self, graph: str, precision: Precision | None = None) -> DeviceEngine:
+        """An engine of one graph; its plan is loaded if no other engine uses it."""
+        if graph not in self._plans:
+            raise BadInput(f"{graph}: {_none_built(self._model)}")
+        folder, header = self._plans[graph]
+        arithmetic = header.key.edits.arithmetic
+        if precision is not None and arithmetic != precision:
+            flag = "--vae-precision" if graph.startswith("vae_") else "--precision"
+            raise BadInput(
+                f"{graph}: its plan computes in {arithmetic}, {precision} is wanted; build it "
+                f"again: {_build(self._model)} {flag} {precision}"
+            )
+        if graph not in self._loaded:
+            loaded = load_plan(
+                folder, graph, self._model, self._machine, self._gpu.device, self._messages
+            )
+            self._loaded[graph] = Loaded(*loaded)
+        self._loaded[graph].users += 1
+        engine = TrtEngine(
+            self._loaded[graph],
+            self._scratch,
+            self._stream,
+            self._messages,
+            outside=partial(self._outside, header),
+            closed=self._drop,
+        )
+        self._open.append(engine)
+        return engine
+
+    def most_images(
+        self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
+    ) -> int:
+        """How many images the profiles of `unet_step` take at once."""
+        header = self._plans["unet_step"][1]
+        _, height, width = latent_shape
+        for count in range(images, 0, -1):
+            sizes = {"batch": rows * count, "tokens": tokens, "height": height, "width": width}
+            if any(profile.holds(sizes) for profile in header.key.profiles):
+                return count
+        raise self._outside(header, sizes | {"batch": rows * images})
+
+    def close(self) -> None:
+        """Close every engine, and give back the memory."""
+        for engine in list(self._open):
+            engine.close()
+        self._scratch.close()
+        self._stream.close()
+
+    def _drop(self, engine: TrtEngine) -> None:
+        self._open.remove(engine)
+        loaded = self._loaded[engine.graph]
+        loaded.users -= 1
+        if not loaded.users:
+            del self._loaded[engine.graph]
+        if not self._loaded:
+            self._scratch.close()
+
+    def _outside(self, header: PlanHeader, sizes: Mapping[str, int]) -> BadInput:
+        """The error for sizes that no profile of a plan holds."""
+        graph, profiles = header.key.graph, header.key.profiles
+        within = [p for p in profiles if p.holds(_only(sizes, "height", "width"))]
+        if "height" in sizes and not within:
+            factor = 1 if graph == "vae_encoder" else self._model.manifest.vae.factor
+            wanted = Bucket(sizes["width"] * factor, sizes["height"] * factor)
+            names = [Bucket(*map(int, profile.name.split("x"))) for profile in profiles]
+            return not_built(wanted, names, shlex.quote(str(self._model.path)))
+        for symbol, flag, unit in (("batch", "--batch", 2), ("tokens", "--chunks", self._chunk)):
+            if symbol in sizes and not any(p.holds(_only(sizes, symbol)) for p in within):
+                ranges = [p.sizes[symbol] for p in within]
+                most = max(-(-sizes[symbol] // unit), *(r.max // unit for r in ranges))
+                return BadInput(
+                    f"{graph}: {symbol} {sizes[symbol]} is not within {ranges[0]} (min:opt:max) "
+                    f"that its plan is built for; run: {_build(self._model)} {flag} 1:1:{most}"
+                )
+        told = ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
+        return BadInput(f"{graph}: no profile of its plan holds {told}; {_build(self._model)}")
+
+
+def find_plans(model: ModelFolder, machine: Machine) -> dict[str, tuple[Path, PlanHeader]]:
+    """For each graph the folder of the best plan for a machine, and its header.
+
+    Raises BadInput where a graph that drawing needs has none; the reason is that of a plan there
+    is.
+    """
+    found: dict[str, tuple[Path, PlanHeader]] = {}
+    folders = folders_to_load(model, machine)
+    for graph in model.manifest.graphs:
+        unusable: BadInput | None = None
+        for folder in folders:
+            try:
+                header = read_header(folder, graph)
+                if header is None:
+                    continue
+                check_usable(header, plan_path(folder, graph), model, machine)
+            except BadInput as error:
+                unusable = unusable or error
+                continue
+            found[graph] = (folder, header)
+            break
+        if graph not in found and graph not in OPTIONAL:
+            raise unusable or BadInput(f"engine trt: {graph}: {_none_built(model)}")
+    return found
+
+
+def _none_built(model: ModelFolder) -> str:
+    return f"no TensorRT plan for this GPU; build it: {_build(model)}"
+
+
+def _build(model: ModelFolder) -> str:
+    return f"diffusion-rt build {shlex.quote(str(model.path))} --engine trt"
+
+
+def _only(sizes: Mapping[str, int], *symbols: str) -> dict[str, int]:
+    return {symbol: sizes[symbol] for symbol in symbols if symbol in sizes}
