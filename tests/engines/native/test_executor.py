@@ -14,8 +14,8 @@ from diffusion_rt.engines.native.packing import to_bfloat16, widened
 from diffusion_rt.kernels import attention, gemm, group_norm, layer_norm
 from diffusion_rt.kernels.epilogue import interleaved
 from support.device_graphs import simulated_gpu
-from support.native_plans import PlanMaker, heads, reshaped, rounded
 from support.native_run import Runner, normal
+from support.plan_maker import PlanMaker, heads, reshaped, rounded
 
 Array = NDArray[Any]
 

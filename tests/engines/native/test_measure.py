@@ -9,8 +9,8 @@ from diffusion_rt.engines.native.executor import Program
 from diffusion_rt.engines.native.launches import Chip
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.tactics import Tactics, key_of
-from support.native_plans import PlanMaker
 from support.native_run import Runner, normal
+from support.plan_maker import PlanMaker
 
 
 def two_products() -> p.Plan:
