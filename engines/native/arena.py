@@ -56,6 +56,15 @@ class Arena:
                 self._take(before)
             raise
 
+    def shrink(self, nbytes: int) -> None:
+        """Keep no more than so many bytes; none at all for 0."""
+        if nbytes == 0:
+            self.release()
+        elif self._sizes[1] > _rounded(nbytes):
+            counters = self._sizes[0]
+            self.release()
+            self._take((counters, _rounded(nbytes)))
+
     def release(self) -> None:
         """Give the memory back once no work on it is under way."""
         if self._buffer is None:

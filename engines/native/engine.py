@@ -32,7 +32,7 @@ class Loaded(Protocol):
     def arena(self) -> Arena: ...
 
     def program(self, sizes: Mapping[str, int]) -> Program:
-        """The plan for a size, with the ways chosen; its weights are there from then on."""
+        """The plan for a size, its ways chosen; weights and arena are there for it."""
         ...
 
     def address(self, weight: str) -> int:
@@ -72,6 +72,11 @@ class NativeEngine:
         return self._loaded.outputs
 
     @property
+    def graph(self) -> str:
+        """Which graph it is."""
+        return self._loaded.graph
+
+    @property
     def generation(self) -> int:
         """Changes when the arena has moved."""
         return self._loaded.arena.generation
@@ -90,7 +95,6 @@ class NativeEngine:
         sizes = sizes_of(loaded.graph, specs, buffers)
         self._program = None
         program = loaded.program(sizes)
-        loaded.arena.reserve(program.nbytes, program.counters)
         self._bound = {name: buffers[name].address for name in specs}
         self._program = program
         self._resolve()

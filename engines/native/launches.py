@@ -12,7 +12,15 @@ from typing import Protocol
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native import plan as p
-from diffusion_rt.kernels import attention, attention_tactics, conv, gemm, group_norm, layer_norm
+from diffusion_rt.kernels import (
+    attention,
+    attention_tactics,
+    conv,
+    gemm,
+    gemm_sm90,
+    group_norm,
+    layer_norm,
+)
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.driver import Launch, Limits, Misuse
 from diffusion_rt.kernels.driver.arguments import Value
@@ -117,7 +125,8 @@ def _product(operation: p.Product, plan: p.Plan, chip: Chip) -> Ways:
         output_stride=_row_stride(operation.output),
         epilogue=_flags(epilogue),
     )
-    tactics = gemm.tactics(product, chip.limits)
+    hopper = gemm_sm90.tactics(product, chip.limits)
+    tactics: tuple[Tactic, ...] = (*hopper, *gemm.tactics(product, chip.limits))
     return _of_tactics(product, tactics, operation, chip)
 
 
@@ -229,45 +238,53 @@ def _attention(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
 
 @_ways.register
 def _group_norm(operation: p.GroupNorm, plan: p.Plan, chip: Chip) -> Ways:
-    (source,) = operation.sources
+    read, *rest = operation.sources
     output = operation.output
-    _want_contiguous(source, output)
     images, pixels, channels = output.shape
-    groups = operation.groups
-    dtype = _dtype(plan, source, output)
-    statistics = CATALOGUE[f"group_statistics.{dtype}"]
-    norm = CATALOGUE[f"group_norm{'_silu' if operation.silu else ''}.{dtype}"]
-    first = group_norm.statistics_cut(images, pixels, channels, groups)
-    then = group_norm.cut(images, pixels, channels, groups)
-    partial = _rounded(group_norm.partial_bytes(images, pixels, channels, groups))
+    norm = group_norm.GroupNorm(
+        dtype=_dtype(plan, *operation.sources, output),
+        images=images,
+        pixels=pixels,
+        channels=channels,
+        groups=operation.groups,
+        epsilon=operation.epsilon,
+        silu=operation.silu,
+        first_channels=read.shape[-1],
+        first_stride=_row_stride(read),
+        second_stride=_row_stride(rest[0]) if rest else 0,
+        output_stride=_row_stride(output),
+        multiprocessors=chip.limits.multiprocessors,
+    )
+    statistics, apply = (CATALOGUE[name] for name in norm.variants)
+    partial = _rounded(norm.partial_bytes)
 
     def calls(places: Places) -> tuple[Call, ...]:
+        first, second = places.view(read), places.view(rest[0]) if rest else 0
         moments = places.scratch + partial
-        read, sizes = places.view(source), (pixels, channels, groups)
+        of_statistics = norm.statistics_arguments(
+            first=first,
+            second=second,
+            partial=places.scratch,
+            arrived=places.counters,
+            moments=moments,
+        )
+        of_norm = norm.arguments(
+            first=first,
+            second=second,
+            moments=moments,
+            weight=places.weight(operation.weight),
+            bias=places.weight(operation.bias),
+            output=places.view(output),
+        )
         return (
-            Call(
-                statistics,
-                first.launch,
-                (
-                    *(read, places.scratch, places.counters, moments, *sizes),
-                    *(first.chunk_pixels, first.lanes, operation.epsilon),
-                ),
-            ),
-            Call(
-                norm,
-                then.launch,
-                (
-                    *(read, moments, places.weight(operation.weight)),
-                    *(places.weight(operation.bias), places.view(output), *sizes),
-                    *(then.chunk_pixels, then.lanes),
-                ),
-            ),
+            Call(statistics, norm.launches[0], of_statistics),
+            Call(apply, norm.launches[1], of_norm),
         )
 
     way = Way(
         name="two passes",
-        scratch_bytes=partial + images * groups * 8,
-        counters=images,
+        scratch_bytes=partial + norm.moments_bytes,
+        counters=norm.counters,
         calls=calls,
     )
     return Ways("", (way,))

@@ -17,6 +17,12 @@ from support.device_graphs import simulated_gpu
 Array = NDArray[Any]
 
 
+def chip_of(gpu: Gpu) -> Chip:
+    """What ways depend on."""
+    device = gpu.device
+    return Chip(device.limits, device.tensor_map if device.arch >= 90 else None)
+
+
 class Runner:
     """A program on a simulated device, with memory for its inputs and outputs."""
 
@@ -25,7 +31,7 @@ class Runner:
         device = self.gpu.device
         self.stream = device.stream()
         self.plan = plan
-        self.program = Program(plan, Chip(device.limits))
+        self.program = Program(plan, chip_of(self.gpu))
         self.arena = Arena(device, self.stream.synchronize)
         self.arena.reserve(self.program.nbytes, self.program.counters)
         self.weights = Weights(device, self.stream, plan.weights.values(), plan.constants)

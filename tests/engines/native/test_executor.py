@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.executor import Program
-from diffusion_rt.engines.native.launches import Chip
 from diffusion_rt.engines.native.packing import to_bfloat16, widened
 from diffusion_rt.kernels import attention, gemm, group_norm, layer_norm
 from diffusion_rt.kernels.epilogue import interleaved
 from support.device_graphs import simulated_gpu
-from support.native_run import Runner, normal
+from support.native_run import Runner, chip_of, normal
 from support.plan_maker import PlanMaker, heads, reshaped, rounded
 
 Array = NDArray[Any]
@@ -81,8 +80,9 @@ def test_heads_of_packed_rows() -> None:
     assert np.abs(found.reshape(truth.shape) - truth).max() < 1e-6
 
 
+@pytest.mark.parametrize("arch", [89, 90])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_products_read_slices_and_write_them(dtype: p.Arithmetic) -> None:
+def test_products_read_slices_and_write_them(dtype: p.Arithmetic, arch: int) -> None:
     """Two sources, one of them columns of a wider buffer; vector, SiLU, a residual in place."""
     make = PlanMaker(dtype)
     images, tokens, columns = 2, 6, 16
@@ -138,7 +138,8 @@ def test_products_read_slices_and_write_them(dtype: p.Arithmetic) -> None:
     exact |= {name: plain(values, dtype) for name, values in inputs.items()}
     truth = chain(exact, np.float64, "float64")
     usual = chain(exact, np.float32, dtype)
-    found = plain(Runner(make.plan())(**inputs)["y"], dtype)
+    runner = Runner(make.plan(), simulated_gpu(arch=arch))
+    found = plain(runner(**inputs)["y"], dtype)
     assert np.abs(found - truth).max() <= 2 * np.abs(usual - truth).max()
 
 
@@ -174,4 +175,4 @@ def test_what_no_kernel_takes_is_named() -> None:
         p.LayerNorm(name="odd", source=x, weight="w", bias="w", epsilon=1e-5, output=y)
     ]
     with pytest.raises(BadInput, match=r"unet_step: odd: no kernel .* 12 columns.*--engine ort"):
-        Program(make.plan(), Chip(simulated_gpu().device.limits))
+        Program(make.plan(), chip_of(simulated_gpu()))

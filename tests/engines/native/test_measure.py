@@ -6,10 +6,9 @@ import numpy as np
 
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.executor import Program
-from diffusion_rt.engines.native.launches import Chip
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.tactics import Tactics, key_of
-from support.native_run import Runner, normal
+from support.native_run import Runner, chip_of, normal
 from support.plan_maker import PlanMaker
 
 
@@ -64,7 +63,7 @@ def test_each_size_is_measured_once_and_the_numbers_stay(tmp_path: Path) -> None
     tactics.save()
     again = Tactics(tmp_path, key_of(device))
     assert again.knows(options[0])
-    chosen = Program(plan, Chip(device.limits), again.choose)
+    chosen = Program(plan, chip_of(runner.gpu), again.choose)
     names = {way.name for way in options[0].ways}
     assert {way.name for way in chosen.ways} < names
     for way in options[0].ways:  # every one computes the same

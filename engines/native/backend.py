@@ -1,0 +1,54 @@
+"""The native engine as a backend: on a GPU by our kernels, or on the host by their references."""
+
+import logging
+
+from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.engines.device.backend import DeviceBackend
+from diffusion_rt.engines.device.gpu import Gpu, open_gpu
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.native.graphs import NativeGraphs
+from diffusion_rt.engines.native.tactics import Tactics, key_of
+from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.engines.spec import Precision
+
+_LOG = logging.getLogger(__name__)
+
+
+def open_native(
+    folder: ModelFolder,
+    *,
+    precision: Precision | None = None,
+    budget: int | None = None,
+    gpu: Gpu | None = None,
+) -> DeviceBackend:
+    """The graphs of a model folder on a GPU, the first one where none is given.
+
+    `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
+    device memory to take at most. Raises BadInput where there is no driver or no GPU, and where the
+    GPU is too old.
+    """
+    gpu = gpu or open_gpu()
+    tactics = Tactics(cache_folder("tactics"), key_of(gpu.device))
+    for wrong in tactics.rebuilt:
+        _LOG.warning("%s", wrong)
+    graphs = NativeGraphs(
+        folder,
+        gpu,
+        precision=precision or usual_precision(folder),
+        choose=tactics.choose,
+        budget=budget,
+    )
+    return DeviceBackend(graphs, gpu)
+
+
+def open_host(folder: ModelFolder, *, precision: Precision | None = None) -> Backend:
+    """The same plans by the NumPy references, on any machine, slowly."""
+    from diffusion_rt.engines.native.host_backend import HostBackend
+
+    return HostBackend(folder, precision=precision or "float32")
+
+
+def usual_precision(folder: ModelFolder) -> Precision:
+    """float16 where every graph was exported for it."""
+    graphs = folder.manifest.graphs.values()
+    return "float16" if all("float16" in variants for variants in graphs) else "float32"

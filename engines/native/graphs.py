@@ -1,0 +1,240 @@
+"""The graphs of a model folder on one device, by kernels of our own."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from diffusion_rt.engines.device.errors import translated
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.native.arena import Arena
+from diffusion_rt.engines.native.engine import NativeEngine, Signature
+from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
+from diffusion_rt.engines.native.launches import Chip
+from diffusion_rt.engines.native.lower import plan_of, precision_of
+from diffusion_rt.engines.native.plan import Arithmetic
+from diffusion_rt.engines.native.precision import arithmetic
+from diffusion_rt.engines.native.room import Room
+from diffusion_rt.engines.native.weights import Weights
+from diffusion_rt.engines.spec import Precision
+from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.kernels.driver.interface import Kernel
+
+OLDEST = 80  # sm_80: the first chip that copies past registers and multiplies bfloat16
+PROGRAMS = 16  # sizes of one graph whose plans are kept
+SPARE = 1.05  # of what is reckoned is planned with: tables, counters, what pages round up
+
+UNET = ("unet_prompt", "unet_timestep", "unet_step")
+
+
+class NativeGraphs:
+    """A `DeviceGraphs`: one copy of each graph's weights, one arena for all."""
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        gpu: Gpu,
+        *,
+        precision: Precision = "float16",
+        choose: Choose = likely_fastest,
+        budget: int | None = None,
+    ) -> None:
+        """Open nothing yet; `gpu` is the caller's.
+
+        `precision` is that of `open` where it is given none. `budget` is how many bytes of device
+        memory to take at most. Raises BadInput where the chip is too old.
+        """
+        check_chip(gpu)
+        self.folder, self.gpu = folder, gpu
+        self._precision = precision
+        self._choose = choose
+        device = gpu.device
+        self.room = Room(device, budget)
+        with translated("the native engine"):
+            self._stream = device.stream()
+            self.arena = Arena(device, self._wait)
+        self._encode = device.tensor_map if device.arch >= 90 else None
+        self._loaded: dict[tuple[str, Arithmetic], LoadedGraph] = {}
+
+    @property
+    def name(self) -> str:
+        """What `--engine` calls it."""
+        return "native"
+
+    def open(self, graph: str, precision: Precision | None = None) -> NativeEngine:
+        """An engine of one graph; its weights are read when it is first bound."""
+        return self.loaded(graph, precision).open()
+
+    def most_images(
+        self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
+    ) -> int:
+        """How many images there is memory for; 1 where there is not even room for that."""
+        _, height, width = latent_shape
+        count = images
+        while count > 1:
+            sizes = {"batch": rows * count, "height": height, "width": width, "tokens": tokens}
+            needed = self._step_bytes(sizes)
+            free = self.room.free() + self.arena.nbytes
+            if needed <= free:
+                break
+            count = max(1, min(count - 1, count * free // needed))
+        return count
+
+    def loaded(self, graph: str, precision: Precision | None = None) -> "LoadedGraph":
+        """What the engines of a graph share."""
+        dtype = arithmetic(self.folder, graph, precision, self._precision)
+        key = (graph, dtype)
+        if key not in self._loaded:
+            self._loaded[key] = LoadedGraph(self, graph, dtype)
+        return self._loaded[key]
+
+    def planned(self, graph: str, dtype: Arithmetic, sizes: Mapping[str, int]) -> Program:
+        """The plan of a graph at one size, its ways chosen; no weight is read."""
+        chip = Chip(self.gpu.device.limits, self._encode)
+        return Program(plan_of(self.folder, graph, sizes, dtype), chip, self._choose)
+
+    def bring_weights(self, program: Program) -> Weights:
+        """The weights of a plan, on the device. Raises BadInput where one is not finite."""
+        plan = program.plan
+        weights = Weights(self.gpu.device, self._stream, plan.weights.values(), plan.constants)
+        try:
+            return weights.stream_from(self.folder.path)
+        except BaseException:
+            weights.close()
+            raise
+
+    def left_by(self, engine: NativeEngine) -> None:
+        """Give back what only the closed engine needed: weights, and what the arena has too much.
+
+        The three parts of the UNet come and go together: between two sizes one may have no engine.
+        """
+        graph = engine.graph
+        parts = UNET if graph in UNET else (graph,)
+        family = [loaded for loaded in self._loaded.values() if loaded.graph in parts]
+        if any(loaded.engines for loaded in family):
+            return
+        engine.wait()
+        for loaded in family:
+            loaded.drop_weights()
+        programs = [
+            other.program
+            for loaded in self._loaded.values()
+            for other in loaded.engines
+            if other.program is not None
+        ]
+        self.arena.shrink(max((program.nbytes for program in programs), default=0))
+
+    def close(self) -> None:
+        """Give back everything; engines that are still open are closed."""
+        with translated("the native engine"):
+            for loaded in self._loaded.values():
+                loaded.close()
+            self._loaded.clear()
+            self.arena.release()
+
+    def _step_bytes(self, sizes: Mapping[str, int]) -> int:
+        """Of one evaluation: activations, what is bound, and the UNet where it is not there yet."""
+        found = self.loaded("unet_step")
+        program = found.planned(sizes)
+        plan = program.plan
+        bound = sum(b.size for b in plan.buffers.values() if b.place != "arena")
+        weights = 0 if found.weights_bytes else plan.weights_size
+        return int(SPARE * (program.nbytes + bound + weights))
+
+    def _wait(self) -> None:
+        for loaded in self._loaded.values():
+            for engine in loaded.engines:
+                engine.wait()
+
+
+class LoadedGraph:
+    """What the engines of one graph share: signature, weights, plans by size."""
+
+    def __init__(self, graphs: NativeGraphs, graph: str, dtype: Arithmetic) -> None:
+        """Nothing is read but the manifest."""
+        variant = graphs.folder.variant(graph, precision_of(dtype))
+        self.graph, self.dtype = graph, dtype
+        self.inputs: Signature = {spec.name: spec for spec in variant.inputs}
+        self.outputs: Signature = {spec.name: spec for spec in variant.outputs}
+        self.arena = graphs.arena
+        self.engines: list[NativeEngine] = []
+        self._graphs = graphs
+        self._symbols = {d for spec in variant.inputs for d in spec.shape if isinstance(d, str)}
+        self._weights: Weights | None = None
+        self._programs: OrderedDict[tuple[tuple[str, int], ...], Program] = OrderedDict()
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights on the device."""
+        return 0 if self._weights is None else self._weights.nbytes
+
+    @property
+    def weights(self) -> Weights:
+        """The weights, to look at or to write to; something must be bound."""
+        assert self._weights is not None, "bind comes first"
+        return self._weights
+
+    def open(self) -> NativeEngine:
+        """One more engine."""
+        engine = NativeEngine(self)
+        self.engines.append(engine)
+        return engine
+
+    def planned(self, sizes: Mapping[str, int]) -> Program:
+        """The plan for a size, made or found."""
+        known = {symbol: size for symbol, size in sizes.items() if symbol in self._symbols}
+        key = tuple(sorted(known.items()))
+        if key not in self._programs:
+            self._programs[key] = self._graphs.planned(self.graph, self.dtype, known)
+        self._programs.move_to_end(key)
+        while len(self._programs) > PROGRAMS:
+            self._programs.popitem(last=False)
+        return self._programs[key]
+
+    def program(self, sizes: Mapping[str, int]) -> Program:
+        """The same, with weights and arena there for it. Raises OutOfMemory."""
+        program, graphs = self.planned(sizes), self._graphs
+        more = max(0, program.nbytes - self.arena.nbytes)
+        weights = 0 if self._weights is not None else program.plan.weights_size
+        graphs.room.want(self.graph, more + weights)
+        with translated(self.graph):
+            self.arena.reserve(program.nbytes, program.counters)
+            if self._weights is None:
+                self._weights = graphs.bring_weights(program)
+        return program
+
+    def address(self, weight: str) -> int:
+        """Where a weight lies."""
+        return self.weights.address(weight)
+
+    def kernel(self, variant: Variant) -> Kernel:
+        """A kernel, ready to launch."""
+        return self._graphs.gpu.kernel(variant)
+
+    def left_by(self, engine: NativeEngine) -> None:
+        """Forget an engine."""
+        self.engines.remove(engine)
+        self._graphs.left_by(engine)
+
+    def close(self) -> None:
+        """Close all engines and give the weights back."""
+        for engine in list(self.engines):
+            engine.wait()
+            engine.close()
+        self.drop_weights()
+
+    def drop_weights(self) -> None:
+        """Give the weights back; they are read again when an engine is bound."""
+        if self._weights is not None:
+            self._weights.close()
+        self._weights = None
+
+
+def check_chip(gpu: Gpu) -> None:
+    """Raise BadInput where the chip is older than the kernels can run on."""
+    device = gpu.device
+    if device.arch < OLDEST:
+        raise BadInput(
+            f"engine native: {device.name} is sm_{device.arch}, sm_{OLDEST} or newer is wanted "
+            "(Ampere, 2020); run with --engine ort"
+        )
