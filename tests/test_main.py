@@ -96,7 +96,6 @@ def test_a_traceback_is_shown_to_those_who_ask(
     [
         (["genrate"], "'genrate' is no command of diffusion-rt; did you mean generate?"),
         (["\x1b[2J"], r"'\x1b[2J' is no command of diffusion-rt; one of generate, export"),
-        (["build", "model"], "build is not in this release; there are generate, export"),
     ],
 )
 def test_an_unknown_command_names_the_nearest(
@@ -110,7 +109,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in command.COMMANDS)
-    assert not any(name in text for name in command.LATER)
     assert command.main(["--version"]) == 0
     assert capsys.readouterr().out == f"diffusion-rt {__version__}\n"
     assert command.main([]) == 2

@@ -24,15 +24,16 @@ from diffusion_rt.engines.errors import BadInput, Fault
 COMMANDS = {
     "generate": ("diffusion_rt.runtime.cli:generate", "draw pictures from a prompt"),
     "export": ("diffusion_rt.export.cli:main", "turn a checkpoint into ONNX graphs"),
+    "build": ("diffusion_rt.engines.cli:main", "build engines for the GPU at hand"),
     "inspect": ("diffusion_rt.runtime.cli:inspect", "say what a model folder or a PNG holds"),
     "doctor": ("diffusion_rt.runtime.cli:doctor", "say what this machine has and what it lacks"),
     "bench": ("diffusion_rt.bench.cli:main", "measure, against diffusers and torch.compile"),
 }
-LATER = ("build",)  # named in the design, not in this release
 
 # Module -> the extra that brings it.
 EXTRAS = {
     "onnxruntime": "cpu",
+    "tensorrt": "trt",
     "torch": "export",
     "diffusers": "export",
     "transformers": "export",
@@ -112,8 +113,6 @@ def _run(arguments: list[str]) -> int:
     if name == "--version":
         print(f"diffusion-rt {__version__}")
         return 0
-    if name in LATER:
-        raise BadInput(f"{name} is not in this release; there are {', '.join(COMMANDS)}")
     if name not in COMMANDS:
         close = get_close_matches(name, COMMANDS, n=1)
         way_out = f"did you mean {close[0]}?" if close else f"one of {', '.join(COMMANDS)}"

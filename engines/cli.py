@@ -1,0 +1,364 @@
+"""The sub-command `build`: engines of a model folder, for the GPU at hand."""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion_rt import __version__
+from diffusion_rt.bars import progress_bars
+from diffusion_rt.command import Parser, plain
+from diffusion_rt.engines.device.errors import translated
+from diffusion_rt.engines.errors import BadInput, shown
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.spec import GRAPHS
+from diffusion_rt.engines.trt.buckets import Bucket, parse_buckets
+from diffusion_rt.engines.trt.build import Built, Summary, build, scratch_by_profile
+from diffusion_rt.engines.trt.library import require_tensorrt
+from diffusion_rt.engines.trt.options import BuilderOptions, Options
+from diffusion_rt.engines.trt.profiles import Coverage, parse_batch, parse_chunks
+from diffusion_rt.kernels import driver
+
+if TYPE_CHECKING:
+    from diffusion_rt.kernels.driver import Device
+
+STAGES = {"verify": "hashing the model", "check": "hashing what is there"}
+STAGES |= {graph: f"building {graph}" for graph in GRAPHS}
+
+EXAMPLES = """examples:
+  diffusion-rt build ./sdxl --engine trt                        (the nine usual sizes, one picture)
+  diffusion-rt build ./sdxl --engine trt --buckets 1024x1024,832x1216 --batch 1:1:4
+  diffusion-rt build ./sdxl --engine trt --buckets sdxl-all --optimization-level 5 --workspace 8G
+  diffusion-rt build ./sdxl --engine trt --stripped --hardware-compatibility same
+  diffusion-rt build ./sdxl --engine native --buckets 1024x1024
+
+What is there already and fits is kept; of what does not, it says why. Engines lie in DIR/engines,
+or in the user's cache where DIR cannot be written. Ctrl-C keeps the engines that are finished.
+Exit status: 0, 2 for bad input, 1 for a fault, 130 after Ctrl-C.
+"""
+TENSORRT_ONLY = (
+    "chunks",
+    "precision",
+    "vae_precision",
+    "attention",
+    "float32_attention",
+    "optimization_level",
+    "workspace",
+    "tiling",
+    "auxiliary_streams",
+    "hardware_compatibility",
+    "version_compatible",
+    "stripped",
+    "no_tf32",
+    "build_route",
+)
+_ARCH = re.compile(r"[0-9]{2,3}", re.ASCII)
+_SIZE = re.compile(r"([0-9]{1,6})([KMGT]?)", re.ASCII)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build the engines of one model; the exit status. Raises BadInput and Fault."""
+    parser = Parser(
+        prog="diffusion-rt build",
+        usage="diffusion-rt build DIR --engine trt|native [flags]",
+        description="Build engines from an exported model, for the GPU of this machine.",
+        epilog=EXAMPLES,
+    )
+    add_arguments(parser)
+    found = parser.read(argv)
+    if found.engine == "native":
+        return _native(found)
+    if found.archs is not None:
+        raise BadInput("--archs is for --engine native; TensorRT builds for the GPU at hand")
+    return _tensorrt(found)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the arguments of `build`."""
+    add = parser.add_argument
+    add("DIR", type=Path, help="the folder that diffusion-rt export made")
+    add("--engine", required=True, choices=("trt", "native"), help="which engine to build for")
+    add(
+        "--buckets",
+        metavar="LIST",
+        help="sizes to build for: sdxl (nine), sdxl-all (all that SDXL was trained with), sizes "
+        "such as 1024x1024,832x1216 (width first), or a mixture; default: sdxl where 1024x1024 is "
+        "the model's size, else the model's own size",
+    )
+    add(
+        "--batch",
+        metavar="MIN:OPT:MAX",
+        default="1",
+        help="pictures drawn at once: the fewest, those to be fastest at, the most; default: 1",
+    )
+    add("--force", action="store_true", help="build anew what is there already")
+    add(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="json prints one object, an error included, on standard output",
+    )
+    native = parser.add_argument_group("for --engine native")
+    native.add_argument(
+        "--archs", metavar="LIST", help="chips to compile for, such as 80,90; default: the one here"
+    )
+    add_tensorrt_arguments(parser.add_argument_group("for --engine trt"))
+
+
+def add_tensorrt_arguments(group: "argparse._ArgumentGroup") -> None:
+    """Give `group` the arguments that only TensorRT has; None where one is not given."""
+    add = group.add_argument
+    add(
+        "--chunks",
+        metavar="MIN:OPT:MAX",
+        help="length of prompts, in chunks of the text encoder's 77 tokens; default: 1:1:3",
+    )
+    add(
+        "--precision",
+        choices=("float16", "float32"),
+        help="arithmetic of the UNet and the text encoders; default: float16",
+    )
+    add(
+        "--vae-precision",
+        choices=("bfloat16", "float32"),
+        help="arithmetic of the VAE; default: bfloat16 where the GPU has it",
+    )
+    add(
+        "--attention",
+        choices=("tensorrt", "plugin"),
+        help="the UNet's attention: TensorRT's own, or our kernel as a plugin; default: tensorrt",
+    )
+    add(
+        "--float32-attention",
+        action="store_true",
+        default=None,
+        help="let TensorRT's fused attention sum in float32: slower, safer (from 11.3 on)",
+    )
+    add(
+        "--optimization-level",
+        type=int,
+        metavar="N",
+        help="0 builds fastest, 5 searches longest; default: 3",
+    )
+    add("--workspace", metavar="SIZE", help="the most scratch memory of a tactic, such as 4G")
+    add(
+        "--tiling",
+        choices=("none", "fast", "moderate", "full"),
+        help="how long to search for operations that share the L2 cache; default: none",
+    )
+    add("--auxiliary-streams", type=int, metavar="N", help="streams beside the main one, 0 to 16")
+    add(
+        "--hardware-compatibility",
+        choices=("none", "same", "ampere+"),
+        help="run on: this model of GPU alone, its compute capability, all from Ampere on (slower)",
+    )
+    add(
+        "--version-compatible",
+        action="store_true",
+        default=None,
+        help="run on later TensorRT of the same major version too",
+    )
+    add(
+        "--stripped",
+        action="store_true",
+        default=None,
+        help="leave the weights out of the engines; they are read from DIR at every start",
+    )
+    add(
+        "--no-tf32",
+        action="store_true",
+        default=None,
+        help="full float32 products where the arithmetic is float32",
+    )
+    add(
+        "--build-route",
+        metavar="KNOBS",
+        help="of TensorRT's compiler, written --build-route=-conv_use_long_w=off",
+    )
+
+
+def _tensorrt(found: argparse.Namespace) -> int:
+    """Build TensorRT engines; what can be wrong is looked at in the order of what it costs."""
+    options = options_of(found)
+    batch, chunks = parse_batch(found.batch), parse_chunks(found.chunks or "1:1:3")
+    buckets = parse_buckets(found.buckets) if found.buckets is not None else None
+    model = open_model(found.DIR)
+    coverage = Coverage(buckets=buckets or _default_buckets(model), batch=batch, chunks=chunks)
+    require_tensorrt()
+    started = time.perf_counter()
+    quiet = found.format == "json"
+    with (
+        translated("the GPU"),
+        driver.open_device() as device,
+        progress_bars(STAGES, quiet=quiet) as report,
+    ):
+        summary = build(
+            model,
+            coverage,
+            _for_device(options, found, device),
+            device=device,
+            made_by=f"diffusion-rt {__version__}",
+            force=found.force,
+            report=report,
+            say=(lambda line: None) if quiet else _say,
+        )
+    seconds = time.perf_counter() - started
+    if quiet:
+        print(json.dumps(_summary(summary, seconds), indent=1))
+    else:
+        _tell(summary, seconds)
+    return 0
+
+
+def options_of(found: argparse.Namespace) -> Options:
+    """The options that the flags spell. Raises BadInput."""
+    builder: dict[str, Any] = {
+        "optimization_level": found.optimization_level,
+        "workspace_bytes": _bytes("--workspace", found.workspace),
+        "tiling": found.tiling,
+        "auxiliary_streams": found.auxiliary_streams,
+        "compatibility": found.hardware_compatibility,
+        "version_compatible": found.version_compatible,
+        "stripped": found.stripped,
+        "tf32": False if found.no_tf32 else None,
+        "build_route": found.build_route,
+    }
+    whole: dict[str, Any] = {
+        "precision": found.precision,
+        "vae_precision": found.vae_precision,
+        "wide_attention": found.float32_attention,
+        "attention": {"unet_step": found.attention} if found.attention else None,
+    }
+    given = {name: value for name, value in whole.items() if value is not None}
+    settings = {name: value for name, value in builder.items() if value is not None}
+    return Options(**given, builder=BuilderOptions(**settings))
+
+
+def _for_device(options: Options, found: argparse.Namespace, device: "Device") -> Options:
+    """bfloat16 is the VAE's default only on a GPU that has it."""
+    if found.vae_precision is None and device.arch < 80:
+        return replace(options, vae_precision="float32")
+    return options
+
+
+def _default_buckets(model: ModelFolder) -> tuple[Bucket, ...]:
+    defaults = model.manifest.defaults
+    own = Bucket(defaults.width, defaults.height)
+    return parse_buckets("sdxl") if own == Bucket(1024, 1024) else (own,)
+
+
+def _bytes(flag: str, text: str | None) -> int | None:
+    """A number of bytes, such as `4G`."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise BadInput(f"{flag}: got {shown(text)}, wants a number of bytes such as 512M or 4G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _native(found: argparse.Namespace) -> int:
+    """Hand over to the native engine's own builder."""
+    for name in TENSORRT_ONLY:
+        if getattr(found, name) is not None:
+            raise BadInput(f"--{name.replace('_', '-')} is for --engine trt; leave it out")
+    batch = parse_batch(found.batch)
+    buckets = parse_buckets(found.buckets) if found.buckets is not None else None
+    archs = parse_archs(found.archs) if found.archs is not None else None
+    model = open_model(found.DIR)
+    defaults = model.manifest.defaults
+    sizes = [(b.width, b.height) for b in buckets or (Bucket(defaults.width, defaults.height),)]
+    try:
+        builder = import_module("diffusion_rt.engines.native.build")
+    except ModuleNotFoundError as missing:
+        if missing.name != "diffusion_rt.engines.native.build":
+            raise
+        raise BadInput("engine native: this version builds nothing for it ahead of time") from None
+    started = time.perf_counter()
+    quiet = found.format == "json"
+    with translated("the GPU"), progress_bars(STAGES, quiet=quiet) as report:
+        files = builder.build(
+            model, buckets=sizes, images=batch.opt, archs=archs, force=found.force, progress=report
+        )
+    seconds = time.perf_counter() - started
+    if quiet:
+        found_files = [
+            {"name": f.name, "bytes": f.nbytes, "seconds": f.seconds, "path": str(f.path)}
+            for f in files
+        ]
+        summary = {"engine": "native", "files": found_files, "peak_device": None}
+        print(json.dumps({**summary, "seconds": round(seconds, 3)}, indent=1))
+    else:
+        for file in files:
+            print(f"{plain(file.name):<40} {_size(file.nbytes):>10}  {file.seconds:.1f} s")
+        print(f"{len(files)} files in {seconds:.0f} s")
+    return 0
+
+
+def parse_archs(text: str) -> tuple[int, ...]:
+    """Chips as `--archs` spells them: compute capabilities times ten. Raises BadInput."""
+    words = text.split(",")
+    if len(text) > 100 or not all(_ARCH.fullmatch(word.strip()) for word in words):
+        raise BadInput(f"--archs: got {shown(text)}, wants chips such as 80,90")
+    return tuple(dict.fromkeys(int(word) for word in words))
+
+
+def _say(line: str) -> None:
+    print(plain(line), file=sys.stderr)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+def _tell(summary: Summary, seconds: float) -> None:
+    """The summary for people."""
+    for built in summary.built:
+        header = built.header
+        how = "kept" if built.kept else f"built in {header.seconds:.1f} s"
+        scratch = scratch_by_profile(header)
+        only = f", {_size(scratch['all'])} to run" if "all" in scratch else ""
+        print(f"{header.key.graph:<15} {_size(header.plan_bytes):>10}  {how}{only}")
+        if not only:
+            for name, count in scratch.items():
+                print(f"  {name:<13} {_size(count):>10}  to run")
+    size = sum(built.header.plan_bytes for built in summary.built)
+    peak = summary.peak_device_bytes
+    most = f", at most {_size(peak)} of the GPU" if peak else ""
+    print(f"{plain(str(summary.folder))}: {_size(size)} in {seconds:.0f} s{most}")
+
+
+def _summary(summary: Summary, seconds: float) -> dict[str, object]:
+    """The summary for machines."""
+    machine = summary.machine
+    return {
+        "engine": "trt",
+        "folder": str(summary.folder),
+        "gpu": machine.gpu,
+        "arch": machine.arch,
+        "driver": machine.driver,
+        "tensorrt": machine.tensorrt,
+        "files": [_file(built) for built in summary.built],
+        "peak_device": summary.peak_device_bytes,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _file(built: Built) -> dict[str, object]:
+    header = built.header
+    return {
+        "name": built.path.name,
+        "graph": header.key.graph,
+        "bytes": header.plan_bytes,
+        "seconds": 0.0 if built.kept else header.seconds,
+        "kept": built.kept,
+        "reasons": list(built.reasons),
+        "scratch_bytes": dict(scratch_by_profile(header)),
+    }
