@@ -98,33 +98,40 @@ class GroupNorm:
     def build(self, bench: Bench, seed: int) -> Built:
         rng = np.random.default_rng(seed)
         shape = (self.images, self.pixels, self.channels)
-        sizes = (*shape, self.groups)
+        norm = group_norm.GroupNorm(
+            dtype=self.dtype,
+            images=self.images,
+            pixels=self.pixels,
+            channels=self.channels,
+            groups=self.groups,
+            epsilon=EPSILON,
+            silu=self.silu,
+        )
         x = rng.standard_normal(shape, np.float32)
         x *= rng.uniform(0.2, 3, self.channels).astype(np.float32)
         x += rng.normal(size=self.channels).astype(np.float32)
         x = x.astype(self.dtype)
         weight, bias = rng.normal(size=(2, self.channels)).astype(self.dtype)
         source, out = bench.put(x), bench.poisoned(x.nbytes)
-        partial = bench.poisoned(group_norm.partial_bytes(*sizes))
-        arrived = bench.put(np.zeros(self.images, np.uint32))
-        moments = bench.poisoned(self.images * self.groups * 8)
-        scales = (bench.put(weight), bench.put(bias))
-        first, second = group_norm.statistics_cut(*sizes), group_norm.cut(*sizes)
+        partial = bench.poisoned(norm.partial_bytes).address
+        arrived = bench.put(np.zeros(self.images, np.uint32)).address
+        moments = bench.poisoned(norm.moments_bytes).address
+        scales = (bench.put(weight).address, bench.put(bias).address)
         statistics, apply = self.variants
-        counts = (self.pixels, self.channels, self.groups)
+        first = norm.statistics_arguments(
+            first=source.address, partial=partial, arrived=arrived, moments=moments
+        )
+        second = norm.arguments(
+            first=source.address,
+            moments=moments,
+            weight=scales[0],
+            bias=scales[1],
+            output=out.address,
+        )
 
         def enqueue() -> None:
-            bench.launch(
-                statistics,
-                first.launch,
-                *(source, partial, arrived, moments, *counts),
-                *(first.chunk_pixels, first.lanes, EPSILON),
-            )
-            bench.launch(
-                apply,
-                second.launch,
-                *(source, moments, *scales, out, *counts, second.chunk_pixels, second.lanes),
-            )
+            bench.launch(statistics, norm.launches[0], *first)
+            bench.launch(apply, norm.launches[1], *second)
 
         def check(found: dict[str, Array]) -> float:
             output = found["output"]

@@ -49,37 +49,6 @@ def _of_elements(dtype: str) -> tuple[Variant, ...]:
             registers=48,
             shared_bytes=32,
         ),
-        Variant(
-            name=f"layer_norm.{dtype}",
-            kernel="layer_norm",
-            source="layer_norm.cu",
-            constants=constants,
-            parameters=layer_norm.PARAMETERS,
-            registers=48,
-            shared_bytes=32,
-        ),
-        Variant(
-            name=f"group_statistics.{dtype}",
-            kernel="group_statistics",
-            source="group_statistics.cu",
-            constants=constants,
-            parameters=group_norm.STATISTICS_PARAMETERS,
-            registers=96,
-            shared_bytes=2 * 4 * group_norm.MOST_CHANNELS + 4,
-            threads=320,
-        ),
-        *(
-            Variant(
-                name=f"group_norm{suffix}.{dtype}",
-                kernel="group_norm",
-                source="group_norm.cu",
-                constants=(*constants, ("ACTIVATE", str(activate))),
-                parameters=group_norm.PARAMETERS,
-                registers=64,
-                threads=320,
-            )
-            for activate, suffix in enumerate(("", "_silu"))
-        ),
     )
 
 
@@ -91,6 +60,8 @@ CATALOGUE = {
         *attention_tactics.VARIANTS,
         *conv.VARIANTS,
         *gemm.VARIANTS,
+        *group_norm.VARIANTS,
+        *layer_norm.VARIANTS,
         *gemm_sm90.VARIANTS,
         Variant(
             name="select_rows",

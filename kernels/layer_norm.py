@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from diffusion_rt.kernels.driver.arguments import Parameter
 from diffusion_rt.kernels.driver.errors import Misuse
 from diffusion_rt.kernels.driver.launch import Launch
+from diffusion_rt.kernels.tiles import ELEMENTS
+from diffusion_rt.kernels.variant import Variant
 
 VECTOR = 8  # columns of a thread
 MOST_THREADS = 256
@@ -20,6 +22,19 @@ PARAMETERS = (
     Parameter("output", "pointer", alignment=16),  # [rows, columns]; may be the input
     Parameter("columns", "int32"),
     Parameter("epsilon", "float32"),
+)
+
+VARIANTS = tuple(
+    Variant(
+        name=f"layer_norm.{dtype}",
+        kernel="layer_norm",
+        source="layer_norm.cu",
+        constants=(("ELEMENT", element),),
+        parameters=PARAMETERS,
+        registers=48,
+        shared_bytes=32,
+    )
+    for dtype, (element, _) in ELEMENTS.items()
 )
 
 

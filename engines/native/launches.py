@@ -65,6 +65,7 @@ class Way:
     """One way to run an operation of given sizes."""
 
     name: str  # of the tactic, the same on every chip
+    variants: tuple[Variant, ...]  # the kernels
     scratch_bytes: int = 0
     counters: int = 0
     calls: Callable[[Places], tuple[Call, ...]]
@@ -174,6 +175,8 @@ def _of_tactics(
     epilogue = operation.epilogue
 
     def way(tactic: Tactic) -> Way:
+        variant = CATALOGUE[tactic.variant]
+
         def calls(places: Places) -> tuple[Call, ...]:
             operands = Operands(
                 first=places.view(first),
@@ -187,10 +190,11 @@ def _of_tactics(
                 arrived=places.counters if tactic.counters else 0,
             )
             arguments = tactic.arguments(operands, chip.encode)
-            return (Call(CATALOGUE[tactic.variant], tactic.launch, arguments),)
+            return (Call(variant, tactic.launch, arguments),)
 
         return Way(
             name=tactic.name,
+            variants=(variant,),
             scratch_bytes=tactic.partial_bytes,
             counters=tactic.counters,
             calls=calls,
@@ -230,7 +234,7 @@ def _attention(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
             arguments = tactic.arguments(sizes, *addresses)
             return (Call(tactic.variant, tactic.launch(sizes), arguments),)
 
-        return Way(name=tactic.variant.name, calls=calls)
+        return Way(name=tactic.variant.name, variants=(tactic.variant,), calls=calls)
 
     tactics = attention_tactics.tactics(sizes, chip.limits)
     return Ways(repr(sizes), tuple(way(tactic) for tactic in tactics))
@@ -238,7 +242,7 @@ def _attention(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
 
 @_ways.register
 def _group_norm(operation: p.GroupNorm, plan: p.Plan, chip: Chip) -> Ways:
-    read, *rest = operation.sources
+    first, *rest = operation.sources
     output = operation.output
     images, pixels, channels = output.shape
     norm = group_norm.GroupNorm(
@@ -249,40 +253,35 @@ def _group_norm(operation: p.GroupNorm, plan: p.Plan, chip: Chip) -> Ways:
         groups=operation.groups,
         epsilon=operation.epsilon,
         silu=operation.silu,
-        first_channels=read.shape[-1],
-        first_stride=_row_stride(read),
+        first_channels=first.shape[-1] if rest else 0,
+        first_stride=_row_stride(first),
         second_stride=_row_stride(rest[0]) if rest else 0,
         output_stride=_row_stride(output),
         multiprocessors=chip.limits.multiprocessors,
     )
-    statistics, apply = (CATALOGUE[name] for name in norm.variants)
+    variants = tuple(CATALOGUE[name] for name in norm.variants)
     partial = _rounded(norm.partial_bytes)
 
     def calls(places: Places) -> tuple[Call, ...]:
-        first, second = places.view(read), places.view(rest[0]) if rest else 0
-        moments = places.scratch + partial
-        of_statistics = norm.statistics_arguments(
-            first=first,
-            second=second,
-            partial=places.scratch,
-            arrived=places.counters,
-            moments=moments,
+        sources = {
+            "first": places.view(first),
+            "second": places.view(rest[0]) if rest else 0,
+            "moments": places.scratch + partial,
+        }
+        arguments = (
+            norm.statistics_arguments(partial=places.scratch, arrived=places.counters, **sources),
+            norm.arguments(
+                weight=places.weight(operation.weight),
+                bias=places.weight(operation.bias),
+                output=places.view(output),
+                **sources,
+            ),
         )
-        of_norm = norm.arguments(
-            first=first,
-            second=second,
-            moments=moments,
-            weight=places.weight(operation.weight),
-            bias=places.weight(operation.bias),
-            output=places.view(output),
-        )
-        return (
-            Call(statistics, norm.launches[0], of_statistics),
-            Call(apply, norm.launches[1], of_norm),
-        )
+        return tuple(map(Call, variants, norm.launches, arguments))
 
     way = Way(
         name="two passes",
+        variants=variants,
         scratch_bytes=partial + norm.moments_bytes,
         counters=norm.counters,
         calls=calls,
@@ -303,7 +302,7 @@ def _layer_norm(operation: p.LayerNorm, plan: p.Plan, chip: Chip) -> Ways:
         values = (places.view(source), *weights, places.view(output), columns, operation.epsilon)
         return (Call(variant, launch, values),)
 
-    return Ways("", (Way(name="one block a row", calls=calls),))
+    return Ways("", (Way(name="one block a row", variants=(variant,), calls=calls),))
 
 
 def _flags(epilogue: p.Epilogue) -> Epilogue:

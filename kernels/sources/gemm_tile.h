@@ -10,6 +10,7 @@
 // a tile adds them in the order of the splits, so that every run gives the same bits.
 #pragma once
 #include "activation.h"
+#include "fresh.h"
 #include "mma.h"
 #include "vector.h"
 
@@ -82,25 +83,6 @@ __device__ __forceinline__ void finish(const Epilogue& with, int row, int column
         out;
 }
 
-struct alignas(16) Four {
-    float values[4];
-};
-
-// Four numbers that another block wrote: not from this SM's own cache.
-__device__ __forceinline__ Four load_fresh(const float* from) {
-#ifdef __CUDACC__
-    Four four;
-    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(four.values[0]), "=f"(four.values[1]), "=f"(four.values[2]),
-                   "=f"(four.values[3])
-                 : "l"(from)
-                 : "memory");
-    return four;
-#else
-    return *reinterpret_cast<const Four*>(from);
-#endif
-}
-
 __device__ __forceinline__ Four load_four(SharedAddress from) {
 #ifdef __CUDACC__
     Four four;
@@ -118,7 +100,8 @@ __device__ __forceinline__ Four load_four(SharedAddress from) {
 // x += sums in memory
 template <class Load>
 __device__ __forceinline__ void add_sums(float (&x)[kVector], const float* from, Load load) {
-    const Four low = load(from), high = load(from + 4);
+    const Four* fours = reinterpret_cast<const Four*>(from);
+    const Four low = load(fours), high = load(fours + 1);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         x[i] += low.values[i];
@@ -317,7 +300,8 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
     const int width = gated ? 2 * kVector : kVector;  // sums of one vector of results
     const int vectors = kWarpColumns / width;
     float* const strip = reinterpret_cast<float*>(memory) + warp * kStripRows * kStripWidth;
-    const auto from_shared = [](const float* from) { return *reinterpret_cast<const Four*>(from); };
+    const auto from_shared = [](const Four* from) { return *from; };
+    const auto from_others = [](const Four* from) { return load_fresh(from); };
 #pragma unroll 1
     for (int s = 0; s < kWarpRows / kStripRows; s++) {
 #pragma unroll
@@ -333,7 +317,7 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
             if (split) {
                 float* to = partial + ((long long)blockIdx.y * rows + row) * columns + column;
                 for (int j = 0; j < width; j += 4)
-                    *reinterpret_cast<Four*>(to + j) = from_shared(from + j);
+                    *reinterpret_cast<Four*>(to + j) = *reinterpret_cast<const Four*>(from + j);
             } else {
                 float x[kVector] = {}, gates[kVector] = {};
                 add_sums(x, from, from_shared);
@@ -361,8 +345,8 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
         const float* from = partial + (long long)row * columns + column;
 #pragma unroll 1
         for (int part = 0; part < int(gridDim.y); part++) {
-            add_sums(x, from, load_fresh);
-            if (gated) add_sums(gates, from + kVector, load_fresh);
+            add_sums(x, from, from_others);
+            if (gated) add_sums(gates, from + kVector, from_others);
             from += (long long)rows * columns;
         }
         finish(with, row, column, x, gates);

@@ -1,15 +1,19 @@
-// Group normalisation from the moments of group_statistics, then SiLU where ACTIVATE is 1, NHWC.
+// Group normalisation from the moments of group_statistics, then SiLU where ACTIVATE is 1, NHWC. The
+// channels lie in one source, or side by side in two.
 #include "kernel.h"
+#include "sources.h"
 #include "vector.h"
 
-enum { kMostThreads = 320 };
+enum { kMostThreads = 320, kAtOnce = 4 };
 
-// grid (blocks, images), threads: `lanes` pixels by channels / 8; input and output
-// [images, pixels, channels], moments [images, groups, 2], weight and bias [channels]
+// grid (blocks, images), threads: `lanes` pixels by channels / 8; first, second and output
+// [images, pixels, ...] with the strides of their pixels, moments [images, groups, 2], weight and
+// bias [channels]
 extern "C" __global__ void __launch_bounds__(kMostThreads)
-    group_norm(const ELEMENT* input, const float* moments, const ELEMENT* weight,
-               const ELEMENT* bias, ELEMENT* output, int pixels, int channels, int groups,
-               int chunk_pixels, int lanes) {
+    group_norm(const ELEMENT* first, const ELEMENT* second, const float* moments,
+               const ELEMENT* weight, const ELEMENT* bias, ELEMENT* output, int pixels,
+               int channels, int first_channels, int first_stride, int second_stride,
+               int output_stride, int groups, int chunk_pixels, int lanes) {
     const int vectors = channels / kVector, width = channels / groups;
     const int lane = threadIdx.x / vectors, channel = threadIdx.x % vectors * kVector;
     if (lane >= lanes) return;
@@ -25,18 +29,32 @@ extern "C" __global__ void __launch_bounds__(kMostThreads)
     }
     const int begin = blockIdx.x * chunk_pixels;
     const int end = pixels - begin < chunk_pixels ? pixels : begin + chunk_pixels;
-    const long long image = (long long)blockIdx.y * pixels * channels + channel;
-    for (int pixel = begin + lane; pixel < end; pixel += lanes) {
-        const long long place = image + (long long)pixel * channels;
-        const Vector<ELEMENT> loaded = *reinterpret_cast<const Vector<ELEMENT>*>(input + place);
-        Vector<ELEMENT> out;
+    const long long image = (long long)blockIdx.y * pixels;
+    const Channel<ELEMENT> own =
+        channel_of(first, second, channel, first_channels, first_stride, second_stride);
+    for (int pixel = begin + lane; pixel < end; pixel += lanes * kAtOnce) {
+        // All loads come first: the compiler may not move them past the stores, as the output may be
+        // the input.
+        Vector<ELEMENT> loaded[kAtOnce];
 #pragma unroll
-        for (int i = 0; i < kVector; i++) {
-            float y = (to_float(loaded.values[i]) - mean[i]) * scale[i] + shift[i];
-            if (ACTIVATE) y = y / (1 + expf(-y));
-            store(out.values + i, y);
-        }
-        *reinterpret_cast<Vector<ELEMENT>*>(output + place) = out;
+        for (int j = 0; j < kAtOnce; j++)
+            if (pixel + j * lanes < end) {
+                const long long at = (image + pixel + j * lanes) * own.stride;
+                loaded[j] = *reinterpret_cast<const Vector<ELEMENT>*>(own.first_pixel + at);
+            }
+#pragma unroll
+        for (int j = 0; j < kAtOnce; j++)
+            if (pixel + j * lanes < end) {
+                Vector<ELEMENT> out;
+#pragma unroll
+                for (int i = 0; i < kVector; i++) {
+                    float y = (to_float(loaded[j].values[i]) - mean[i]) * scale[i] + shift[i];
+                    if (ACTIVATE) y = y / (1 + expf(-y));
+                    store(out.values + i, y);
+                }
+                const long long to = (image + pixel + j * lanes) * output_stride + channel;
+                *reinterpret_cast<Vector<ELEMENT>*>(output + to) = out;
+            }
     }
 }
 HOST_KERNEL(group_norm)
