@@ -23,11 +23,13 @@ class ImageCache:
 
     def __init__(self, folder: Path, compiler: Callable[[], Compiler] = find_compiler) -> None:
         """`compiler` is asked for only when an image is missing."""
-        self._folder = folder
+        self.folder = folder
         self._find_compiler = compiler
         self._compiler: Compiler | None = None
         self.rebuilt: list[str] = []
         """Names of images that were found damaged and made again, for the caller to tell."""
+        self.compiled: list[str] = []
+        """Names of images that were not there."""
 
     def image(self, variant: Variant, arch: int) -> bytes:
         """The cubin for a chip, or PTX where the catalogue does not know the chip.
@@ -35,10 +37,11 @@ class ImageCache:
         Raises CompileError where it has to be compiled and cannot be, or does not suit the chip.
         """
         kind = variant.target(arch) if arch in variant.archs else "ptx"
-        path = self._folder / f"{variant.name}-{kind}-{self._key(variant, kind)}"
+        path = self.folder / f"{variant.name}-{kind}-{self._key(variant, kind)}"
         found = self._read(path)
         if found is not None:
             return found
+        self.compiled.append(path.name)
         compiler = self._chosen()
         image = compiler.ptx(variant) if kind == "ptx" else compiler.cubin(variant, arch)
         self._write(path, image)
@@ -77,8 +80,8 @@ class ImageCache:
         return None
 
     def _write(self, path: Path, image: bytes) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".making-")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".making-")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(_MAGIC + hashlib.sha256(image).digest() + image)

@@ -91,6 +91,10 @@ class Tactics:
             self._found.clear()
         self._found[ways.sizes] = Measured(fastest.name, round(microseconds, 3))
 
+    def forget(self) -> None:
+        """Know nothing any more; the file stays until `save`."""
+        self._found.clear()
+
     def locked(self) -> AbstractContextManager[None]:
         """Hold the file against another process that measures; BadInput at once where one does."""
         return locked(self.path.parent, "measure tactics", key=self.path.stem)

@@ -18,7 +18,7 @@ KEY = Key(chip="NVIDIA H200", arch=90, driver="13.0", kernels="0123")
 
 
 def some(*names: str, sizes: str = "Product(rows=2)") -> Ways:
-    return Ways(sizes, tuple(Way(name=name, calls=lambda places: ()) for name in names))
+    return Ways(sizes, tuple(Way(name=name, variants=(), calls=lambda places: ()) for name in names))
 
 
 def measured(folder: Path) -> Tactics:

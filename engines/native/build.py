@@ -1,0 +1,198 @@
+"""What `diffusion-rt build --engine native` makes: compiled kernels, and tactics measured here."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.engines.device.errors import translated
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.memory import Arrays
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.native.backend import usual_precision
+from diffusion_rt.engines.native.executor import Program
+from diffusion_rt.engines.native.graphs import NativeGraphs, check_chip
+from diffusion_rt.engines.native.launches import Chip
+from diffusion_rt.engines.native.lower import plan_of
+from diffusion_rt.engines.native.measure import measure
+from diffusion_rt.engines.native.precision import arithmetic
+from diffusion_rt.engines.native.tactics import Tactics, key_of
+from diffusion_rt.kernels.cache import ImageCache
+from diffusion_rt.kernels.catalogue import ARCHS, CATALOGUE, Variant
+from diffusion_rt.kernels.driver import Device, Limits, NoDriver, limits_of, open_device
+
+Report = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One thing that a build has made, or found made."""
+
+    name: str
+    path: Path
+    nbytes: int
+    seconds: float
+    kept: bool  # it was there
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to build for."""
+
+    model: ModelFolder
+    buckets: Sequence[tuple[int, int]]  # width, height in pixels
+    images: int  # denoised together
+    tokens: int
+
+
+def build(
+    model: ModelFolder,
+    *,
+    buckets: Sequence[tuple[int, int]] = (),
+    images: int = 1,
+    archs: tuple[int, ...] | None = None,
+    force: bool = False,
+    progress: Report = lambda stage, done, total: None,
+) -> list[Built]:
+    """Compile every kernel that the model's plans may launch, and measure tactics on the GPU here.
+
+    `buckets` are sizes in pixels, the model's own where there are none: tactics of other sizes are
+    the likely fastest. With `archs` kernels are compiled for these chips and nothing is measured.
+    Kernels are kept under the hash of all they are made from; `force` measures anew. Raises
+    BadInput where there is no GPU and no `archs`, no compiler, and where the model has a node that
+    no kernel runs.
+    """
+    defaults, encoders = model.manifest.defaults, model.manifest.text_encoders
+    sizes = buckets or ((defaults.width, defaults.height),)
+    target = Target(model, sizes, images, max(encoder.max_length for encoder in encoders))
+    images_kept = ImageCache(cache_folder("kernels"))
+    if archs is not None:
+        _check_archs(archs)
+        return [_compiled(target, images_kept, limits_of(arch), progress) for arch in archs]
+    with translated("diffusion-rt build --engine native"):
+        try:
+            device: Device = open_device()
+        except NoDriver as missing:
+            raise BadInput(
+                f"no GPU to build for here ({missing}); name chips with --archs, such as --archs 90"
+            ) from None
+    gpu = Gpu(device, images_kept)
+    try:
+        check_chip(gpu)
+        kernels = _compiled(target, images_kept, device.limits, progress)
+        tactics = Tactics(cache_folder("tactics"), key_of(device))
+        return [kernels, measured(target, gpu, tactics, force=force, progress=progress)]
+    finally:
+        gpu.close()
+
+
+def measured(target: Target, gpu: Gpu, tactics: Tactics, *, force: bool, progress: Report) -> Built:
+    """Run every graph at every size once, and measure what is not known yet."""
+    started = time.perf_counter()
+    if force:
+        tactics.forget()
+    count = 0
+    with tactics.locked():
+        graphs = NativeGraphs(target.model, gpu, precision=usual_precision(target.model))
+        try:
+            for graph, sizes in _sizes(target):
+                count += _measure(graphs, graph, sizes, tactics, progress)
+        finally:
+            graphs.close()
+        if count or not tactics.path.exists():
+            tactics.save()
+    seconds = time.perf_counter() - started
+    return Built("tactics", tactics.path, tactics.path.stat().st_size, seconds, kept=not count)
+
+
+def needed(target: Target, chip: Chip) -> tuple[Variant, ...]:
+    """Every kernel that may be launched on a chip, whichever tactics are chosen."""
+    precision = usual_precision(target.model)
+    names = {
+        "select_rows",
+        *(
+            f"{kernel}.{dtype}"
+            for kernel in ("prepare", "guidance_statistics", "guided_step")
+            for dtype in {precision, "float32"}
+        ),
+    }
+    for graph, sizes in _sizes(target):
+        # float32 too, which a VAE falls back to.
+        for asked in (None, "float32") if graph.startswith("vae_") else (None,):
+            dtype = arithmetic(target.model, graph, asked, precision)
+            program = Program(plan_of(target.model, graph, sizes, dtype), chip)
+            names |= {v.name for found in program.options for w in found.ways for v in w.variants}
+    return tuple(CATALOGUE[name] for name in sorted(names))
+
+
+def _compiled(target: Target, images: ImageCache, limits: Limits, progress: Report) -> Built:
+    started = time.perf_counter()
+    variants = needed(target, Chip(limits))
+    arch, nbytes = limits.arch, 0
+    with translated("compile the kernels"):
+        for number, variant in enumerate(variants):
+            progress(f"compile for sm_{arch}", number, len(variants))
+            nbytes += len(images.image(variant, arch))
+    progress(f"compile for sm_{arch}", len(variants), len(variants))
+    name = f"{len(variants)} kernels for sm_{arch}"
+    return Built(name, images.folder, nbytes, time.perf_counter() - started, not images.compiled)
+
+
+def _check_archs(archs: Sequence[int]) -> None:
+    for arch in archs:
+        if arch not in ARCHS:
+            known = ", ".join(map(str, ARCHS))
+            raise BadInput(f"--archs: got {arch}, wants some of {known}; newer chips take PTX")
+
+
+def _sizes(target: Target) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """Every graph, at every size that a request of these buckets runs it."""
+    model, tokens = target.model, target.tokens
+    factor = model.manifest.vae.factor
+    for encoder in model.manifest.text_encoders:
+        for batch in (1, 2):
+            yield encoder.graph, {"batch": batch, "tokens": encoder.max_length}
+    batch = 2 * target.images
+    yield "unet_prompt", {"batch": batch, "tokens": tokens}
+    for width, height in target.buckets:
+        latents = {"height": height // factor, "width": width // factor}
+        yield "unet_step", {"batch": batch, "tokens": tokens, **latents}
+        yield "vae_decoder", {"batch": 1, **latents}
+
+
+def _measure(
+    graphs: NativeGraphs, graph: str, sizes: Mapping[str, int], tactics: Tactics, progress: Report
+) -> int:
+    loaded = graphs.loaded(graph)
+    program = loaded.planned(sizes)
+    if all(tactics.knows(found) for found in program.options):
+        return 0
+    device, arrays = graphs.gpu.device, Arrays(graphs.gpu.device)
+    engine = loaded.open()
+    try:
+        with translated(f"measure {graph}"), device.stream() as stream:
+            bound = {
+                name: (program.plan.buffers[name].shape, spec.dtype)
+                for name, spec in {**engine.inputs, **engine.outputs}.items()
+            }
+            (places,) = arrays.make("what it measures with", bound)
+            engine.bind(places)
+            graphs.arena.reserve(*program.most)
+            for place in places.values():
+                stream.fill(place, 0)  # such as ids of tokens, which must be some
+            engine.enqueue(stream)
+            stream.synchronize()
+            return measure(
+                program,
+                engine.places(),
+                tactics,
+                device=device,
+                stream=stream,
+                kernel=graphs.gpu.kernel,
+                progress=lambda done, total: progress(f"measure {graph}", done, total),
+            )
+    finally:
+        engine.close()
+        arrays.close()
