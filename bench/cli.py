@@ -216,6 +216,8 @@ def startup(benchmark: str, argv: Sequence[str]) -> int:
     if any(reports):
         if not all(reports):
             raise BadInput("--downloads-ours and --downloads-theirs go together; give both")
+        for name in ("seed", "repeats", "threads"):  # of which nothing here depends
+            setattr(found, name, None)
         origin = _origin(benchmark, found, None)
         with telling() as tell:
             keep(found.output, costs.records_of_downloads(origin, *reports), tell)

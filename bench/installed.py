@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
@@ -83,7 +82,7 @@ def own_size() -> int:
 class Downloads:
     """What pip would download for a set of packages."""
 
-    names: tuple[str, ...]
+    versions: Mapping[str, str]  # package -> version
     nbytes: int
 
 
@@ -98,21 +97,18 @@ def downloads(report: Path) -> Downloads:
     if not isinstance(entries, list) or not entries:
         raise BadInput(f"{report}: lists nothing to install; pip install --dry-run --report FILE …")
     places: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for entry in entries:
-        name, url = _named(entry)
-        if name is None or url is None or urlsplit(url).scheme not in ("https", "file"):
+        try:
+            about, url = entry["metadata"], entry["download_info"]["url"]
+            name, version = canonicalize_name(about["name"]), str(about["version"])
+            known = urlsplit(url).scheme in ("https", "file")
+        except (TypeError, KeyError, AttributeError, ValueError):
+            known = False
+        if not known:
             raise BadInput(f"{report}: a package without a name or a place; make the report anew")
-        places[canonicalize_name(name)] = url
-    return Downloads(tuple(sorted(places)), sum(map(_length, places.values())))
-
-
-def _named(entry: Any) -> tuple[str | None, str | None]:
-    if not isinstance(entry, Mapping):
-        return None, None
-    about, place = (entry.get(part) for part in ("metadata", "download_info"))
-    name = about.get("name") if isinstance(about, Mapping) else None
-    url = place.get("url") if isinstance(place, Mapping) else None
-    return (name if isinstance(name, str) else None), (url if isinstance(url, str) else None)
+        places[name], versions[name] = url, version
+    return Downloads(versions, sum(map(_length, places.values())))
 
 
 def _length(url: str) -> int:

@@ -1,4 +1,4 @@
-"""Plots of records as PNG files, drawn with Pillow: lines over sizes or numbers of images."""
+"""Plots of records as PNG files, drawn with Pillow: lines over sizes or images, and rooflines."""
 
 import hashlib
 import json
@@ -6,12 +6,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from diffusion_rt.bench.records import Record
-from diffusion_rt.bench.tables import NAMES, pixels, seconds, shelves
+from diffusion_rt.bench.gpu_tables import roof
+from diffusion_rt.bench.machine import Device
+from diffusion_rt.bench.records import OURS, Record
+from diffusion_rt.bench.shelves import Shelf, digits, pixels, seconds, shelves
+from diffusion_rt.bench.tables import NAMES
 from diffusion_rt.engines.artefact import writing
 
 WIDTH, HEIGHT = 760, 440
@@ -19,24 +23,38 @@ LEFT, RIGHT, TOP, BOTTOM = 74, 150, 52, 64  # margins around the lines
 FINE = 3  # drawn so many times as large, then made smaller: smooth lines
 INK, FAINT, PAPER = "#222222", "#dddddd", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, told apart by all eyes
+ROOF = "the floor"  # of time: what was measured of a product and of a copy
+MOST_POINTS = 12  # of a roofline, those of the most work
+SAME_AREA = 1.1  # pictures of one bucket list differ in area by less than this
 KEY = "diffusion_rt"  # the PNG text that says which values a plot was drawn from
 
+WORDS = {"evaluation": "UNet", "step": "step"}  # measures as they are called beside a point
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Point = tuple[float, float, str]  # place along the axis, seconds, label of the place
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Lines over one axis; seconds upward, both logarithmic."""
+    """Lines over one axis, both logarithmic; seconds upward, or FLOP/s.
+
+    `points` are named by themselves and stand on no line. Where the axis has `marks`, they are
+    numbers at round places; else each point has its label under it.
+    """
 
     title: str
     axis: str
     lines: Mapping[str, Sequence[Point]]
+    unit: Literal["s", "FLOP/s"] = "s"
+    points: Sequence[Point] = ()
+    marks: bool = False
 
     @property
     def sha256(self) -> str:
         """Of all that is drawn."""
-        content = json.dumps([self.title, self.axis, list(self.lines.items())])
+        told: list[object] = [self.title, self.axis, list(self.lines.items())]
+        if self.marks:
+            told += [self.unit, list(self.points)]
+        content = json.dumps(told)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -59,7 +77,73 @@ def plots(records: Iterable[Record]) -> dict[str, Plot]:
                 model = drawn[0].setting["model"]
                 title = f"{model}: prompt to picture, {device}"
                 found[f"{name}{suffix}.png"] = Plot(title, axis, lines)
+        for name, plot in (("buckets", _buckets(drawn, device)), ("roofline", _roofline(shelf))):
+            if plot is not None:
+                found[f"{name}{suffix}.png"] = plot
     return found
+
+
+def _buckets(records: Sequence[Record], device: Device) -> Plot | None:
+    """Sizes of about one area, side by side, where there are three of them at one setting."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        rest = {k: v for k, v in record.setting.items() if k != "size"}
+        groups.setdefault(tuple(sorted(rest.items())), []).append(record)
+    best: list[Record] = []
+    for group in groups.values():
+        for middle in group:
+            low, high = pixels(middle) / SAME_AREA, pixels(middle) * SAME_AREA
+            near = [record for record in group if low <= pixels(record) <= high]
+            if len({r.setting["size"] for r in near}) > len({r.setting["size"] for r in best}):
+                best = near
+    sizes = sorted({str(record.setting["size"]) for record in best}, key=_aspect)
+    if len(sizes) < 3:
+        return None
+    lines: dict[str, list[Point]] = {}
+    for record in best:
+        assert record.spread is not None
+        size = str(record.setting["size"])
+        # Powers of two stand at equal distances on a logarithmic axis.
+        point = (float(2 ** sizes.index(size)), record.spread.p50, size)
+        lines.setdefault(NAMES.get(record.contender, record.contender), []).append(point)
+    title = f"{best[0].setting['model']}: prompt to picture by bucket, {device}"
+    return Plot(title, "size", {name: sorted(points) for name, points in lines.items()})
+
+
+def _aspect(size: str) -> float:
+    width, height = map(int, size.split("x"))
+    return width / height
+
+
+def _roofline(shelf: Shelf) -> Plot | None:
+    """What a device can do at most, and how near to it our steps and kernels come."""
+    top = roof(shelf)
+    done = [
+        record
+        for record in shelf.records
+        if record.flop and record.nbytes and record.spread is not None and record.unit == "s"
+    ]
+    if top is None or not done:
+        return None
+    done = sorted(done, key=lambda record: -(record.flop or 0))[:MOST_POINTS]
+    points: list[Point] = []
+    for record in done:
+        assert record.spread is not None
+        assert record.flop
+        assert record.nbytes
+        who = NAMES.get(record.contender, record.contender)
+        by = "" if record.contender == OURS else f", {who}"
+        model = record.setting.get("model")
+        what = "" if model is None else f"{model} {record.setting.get('size', '')} "
+        name = f"{what}{WORDS.get(record.measure, record.measure)}{by}"
+        points.append((record.flop / record.nbytes, record.flop / record.spread.p50, name))
+    knee = top.flops / top.bandwidth
+    places = [place for place, _, _ in points]
+    ends = min(*places, knee) / 4, max(*places, knee) * 4
+    line = [(x, min(top.flops, x * top.bandwidth), "") for x in (ends[0], knee, ends[1])]
+    device = done[0].device
+    title = f"roofline, {device}"
+    return Plot(title, "FLOP for each byte", {ROOF: line}, "FLOP/s", points, marks=True)
 
 
 def _lines(records: Sequence[Record], fixed: str, label: str) -> dict[str, list[Point]]:
@@ -78,7 +162,7 @@ def _lines(records: Sequence[Record], fixed: str, label: str) -> dict[str, list[
         assert record.spread is not None
         place = pixels(record) if label == "size" else int(record.setting["images"])
         point = (float(place), record.spread.p50, str(record.setting[label]))
-        lines.setdefault(NAMES[record.contender], []).append(point)
+        lines.setdefault(NAMES.get(record.contender, record.contender), []).append(point)
     return {name: sorted(points) for name, points in lines.items()}
 
 
@@ -87,9 +171,12 @@ def draw(plot: Plot) -> Image.Image:
     canvas = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), PAPER)
     pen = ImageDraw.Draw(canvas)
     small, large = (ImageFont.load_default(size * FINE) for size in (13, 15))
-    places = {place: label for line in plot.lines.values() for place, _, label in line}
-    values = [value for line in plot.lines.values() for _, value, _ in line]
+    drawn = [point for line in plot.lines.values() for point in line] + list(plot.points)
+    places = {place: label for place, _, label in drawn}
+    values = [value for _, value, _ in drawn]
     ticks = round_values(min(values), max(values))
+    if plot.marks:
+        places = {mark: digits(mark) for mark in round_values(min(places), max(places))}
     across = _Scale(min(places), max(places), LEFT, WIDTH - RIGHT)
     upward = _Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
 
@@ -97,11 +184,13 @@ def draw(plot: Plot) -> Image.Image:
         pen.text((x * FINE, y * FINE), words, INK, font, anchor)
 
     text(LEFT, 20, plot.title, "lm", large)
+    if plot.unit != "s":
+        text(LEFT - 8, TOP - 16, plot.unit, "rm", small)
     text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 18, plot.axis, "mm", small)
     for value in ticks:
         y = upward(value)
         pen.line([LEFT * FINE, y * FINE, (WIDTH - RIGHT) * FINE, y * FINE], FAINT, FINE)
-        text(LEFT - 8, y, seconds(value), "rm", small)
+        text(LEFT - 8, y, seconds(value) if plot.unit == "s" else flops(value), "rm", small)
     for place, label in places.items():
         x = across(place)
         pen.line([x * FINE, TOP * FINE, x * FINE, (HEIGHT - BOTTOM) * FINE], FAINT, FINE)
@@ -110,12 +199,30 @@ def draw(plot: Plot) -> Image.Image:
     for colour, (name, line) in zip(COLOURS, plot.lines.items(), strict=False):
         points = [(across(place) * FINE, upward(value) * FINE) for place, value, _ in line]
         pen.line(points, colour, 2 * FINE, joint="curve")
-        for x, y in points:
+        for x, y in points if not plot.marks else []:
             pen.circle((x, y), 4 * FINE, colour)
         ends.append((points[-1][1] / FINE, name, colour))
+    labels = []
+    for place, value, name in plot.points:
+        x, y = across(place), upward(value)
+        colour = COLOURS[1 + (", " in name)]
+        pen.circle((x * FINE, y * FINE), 4 * FINE, colour)
+        labels.append((y, name, colour))
+    for (y, name, _), (place, _, _) in zip(
+        apart(labels, 15), sorted(plot.points, key=lambda p: -p[1]), strict=True
+    ):
+        text(across(place) - 9, y, name, "rm", small)
     for y, name, colour in apart(ends, 18):
         pen.text(((WIDTH - RIGHT + 14) * FINE, y * FINE), name, colour, small, "lm")
     return canvas.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+
+
+def flops(value: float) -> str:
+    """Such as 20 G, of FLOP/s."""
+    for factor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= 0.9995 * factor:
+            return f"{value / factor:.0f} {unit}"
+    return f"{value:.0f}"
 
 
 def round_values(low: float, high: float) -> list[float]:

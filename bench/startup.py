@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,11 @@ from diffusion_rt.engines.errors import BadInput
 
 PEER = "diffusers"
 SCRIPT = Path(__file__).with_name("draw_with_diffusers.py")
+# Of what pip would download, the packages whose versions are told.
+TOLD = (
+    *("torch", "diffusers", "transformers", "onnxruntime-gpu", "tensorrt", "cuda-bindings"),
+    *("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-nvrtc", "numpy"),
+)
 PYTHON = (sys.executable, "-P")  # nothing that lies beside a script may hide a package
 
 # What is loaded before anything is drawn, contender by contender.
@@ -171,7 +176,15 @@ def records_of_downloads(origin: Origin, ours: Path, theirs: Path) -> list[Recor
     """
     mine, others = installed.downloads(ours), installed.downloads(theirs)
     engines = {"tensorrt": "trt", "onnxruntime-gpu": "ort", "onnxruntime": "ort"}
-    engine = next((name for one, name in engines.items() if one in mine.names), "native")
+    engine = next((name for one, name in engines.items() if one in mine.versions), "native")
+    named = {**others.versions, **mine.versions}
+    versions = {"diffusion-rt": origin.versions["diffusion-rt"]}
+    versions |= {name: version for name, version in named.items() if name in TOLD}
+    origin = replace(
+        origin,
+        versions=versions,
+        command=f"{origin.command} --downloads-ours FILE --downloads-theirs FILE",
+    )
     setting: dict[str, str | int | float] = {"torch": "cuda", "engine": engine}
     sizes = mine.nbytes + installed.own_size(), others.nbytes
     return [

@@ -1,98 +1,29 @@
 """Markdown tables of records: one function for each table, one block for each device."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 
+from diffusion_rt.bench import gpu_tables
 from diffusion_rt.bench.contender import MEASURES
+from diffusion_rt.bench.flags import ENGINES
 from diffusion_rt.bench.machine import Device
-from diffusion_rt.bench.records import ALL, OURS, Record, latest
+from diffusion_rt.bench.records import OURS, Record
+from diffusion_rt.bench.shelves import (
+    NOTHING,
+    Rows,
+    Setting,
+    Shelf,
+    amount,
+    digits,
+    pixels,
+    ratio,
+    seconds,
+    shelves,
+    size,
+)
 
 EAGER, COMPILED = "diffusers", "compile"
 NAMES = {OURS: "diffusion-rt", EAGER: "diffusers", COMPILED: "torch.compile"}
 SHOWN = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers")  # versions under a table
-NOTHING = "not measured"
-
-Rows = list[list[str]]
-Setting = Mapping[str, str | int | float]
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """The newest record of every measurement on one device."""
-
-    records: Sequence[Record]
-
-    def all(self, benchmark: str, *, unit: str | None = None) -> list[Record]:
-        """The records of a benchmark, in a unit if one is named."""
-        return [r for r in self.records if r.benchmark == benchmark and unit in (None, r.unit)]
-
-    def one(
-        self,
-        benchmark: str,
-        measure: str,
-        setting: Setting | None = None,
-        *,
-        contender: str = OURS,
-        against: str | None = None,
-    ) -> Record | None:
-        """The newest record, of any setting where none is given; None where there is none.
-
-        A record that says that the contender is wrong is one of every measure.
-        """
-        fitting = [
-            record
-            for record in self.records
-            if (record.benchmark, record.contender) == (benchmark, contender)
-            and (record.measure, record.against) in ((measure, against), (ALL, None))
-            and setting in (None, record.setting)
-        ]
-        # Of two in one second the later one in the file.
-        return max(reversed(fitting), key=lambda record: record.time, default=None)
-
-
-def seconds(value: float) -> str:
-    """Three digits and a unit, such as 12.3 ms."""
-    for factor, unit in ((1, "s"), (1e3, "ms")):
-        if value * factor >= 0.9995:
-            return f"{digits(value * factor)} {unit}"
-    return f"{digits(value * 1e6)} µs"
-
-
-def size(value: float) -> str:
-    """Three digits and a decimal unit, such as 412 MB."""
-    for factor, unit in ((1e-9, "GB"), (1e-6, "MB")):
-        if value * factor >= 0.9995:
-            return f"{digits(value * factor)} {unit}"
-    return f"{digits(value * 1e-3)} kB"
-
-
-def digits(value: float) -> str:
-    """Three significant digits, but never a power of ten."""
-    for places, below in ((2, 9.995), (1, 99.95)):
-        if value < below:
-            return f"{value:.{places}f}"
-    return f"{value:.0f}"
-
-
-def amount(record: Record | None) -> str:
-    """The median of a record in its unit, or why there is none."""
-    if record is None:
-        return NOTHING
-    if record.spread is None:
-        return f"wrong: {record.wrong}"
-    if record.unit == "ratio":
-        return digits(record.spread.p50)
-    return (seconds if record.unit == "s" else size)(record.spread.p50)
-
-
-def ratio(record: Record | None) -> str:
-    """The median of a ratio and the range of its turns, such as 1.93 (1.88 to 2.01)."""
-    if record is None or record.spread is None:
-        return "" if record is None else "wrong"
-    found = record.spread
-    if found.n == 1:
-        return digits(found.p50)
-    return f"{digits(found.p50)} ({digits(found.min)} to {digits(found.max)})"
 
 
 def beside(shelf: Shelf, ours: Record, measure: str, peer: str = EAGER) -> list[str]:
@@ -144,13 +75,15 @@ def summary(shelf: Shelf) -> Rows:
 def end_to_end(shelf: Shelf) -> Rows:
     """Every case that was drawn, by each contender."""
     head = ["model", "size", "images", "steps", NAMES[OURS], "p90", "p99"]
-    rows = [[*head, NAMES[EAGER], "times", NAMES[COMPILED], "times"]]
+    seen = {record.contender for record in shelf.all("end-to-end")}
+    peers = [EAGER, COMPILED, *(name for name in ENGINES if name in seen)]
+    rows = [[*head, *(cell for peer in peers for cell in (NAMES.get(peer, peer), "times"))]]
     for record in _drawn(shelf, ("picture",)):
-        setting = record.setting
+        setting, found = record.setting, record.spread
         cells = [str(setting[name]) for name in ("model", "size", "images", "steps")]
-        assert record.spread is not None
-        cells += [amount(record), seconds(record.spread.p90), seconds(record.spread.p99)]
-        for peer in (EAGER, COMPILED):
+        ends = ["", ""] if found is None else [seconds(found.p90), seconds(found.p99)]
+        cells += [amount(record), *ends]
+        for peer in peers:
             cells += beside(shelf, record, "picture", peer)
         rows.append(cells)
     return rows
@@ -186,6 +119,11 @@ def startup(shelf: Shelf) -> Rows:
         ours = shelf.one("startup", measure)
         if ours is not None:
             rows.append([what, amount(ours), *beside(shelf, ours, measure)])
+    for record in shelf.all("startup", unit="bytes"):
+        if (record.measure, record.contender) == ("download", OURS):
+            version = record.versions.get("torch", "")
+            what = f"download, for `{record.setting['engine']}` and PyTorch {version} on a GPU"
+            rows.append([what, amount(record), *beside(shelf, record, "download")])
     python = shelf.one("startup", "import", contender="python")
     if python is not None:
         rows.append(["of that Python itself", amount(python), amount(python), ""])
@@ -220,6 +158,23 @@ def export(shelf: Shelf) -> Rows:
     return rows
 
 
+def chip(shelf: Shelf) -> Rows:
+    """What a processor can do at most."""
+    rows = [["what", "by", "time", "rate"]]
+    for record in shelf.all("chip", unit="s"):
+        if record.spread is None:
+            continue
+        setting, middle = record.setting, record.spread.p50
+        if record.measure == "matmul":
+            what = f"{setting['dtype']} product, {setting['m']} x {setting['k']} x {setting['n']}"
+            rate = f"{digits((record.flop or 0) / middle / 1e9)} GFLOP/s"
+        else:
+            what = f"copy of {size(float(setting['copied']))}"
+            rate = f"{digits((record.nbytes or 0) / middle / 1e9)} GB/s, read and written"
+        rows.append([what, record.contender, amount(record), rate])
+    return rows
+
+
 TABLES: dict[str, Callable[[Shelf], Rows]] = {
     "summary": summary,
     "end-to-end": end_to_end,
@@ -227,6 +182,12 @@ TABLES: dict[str, Callable[[Shelf], Rows]] = {
     "startup": startup,
     "step": step,
     "export": export,
+    "chip": chip,
+    "build": gpu_tables.build,
+    "gpu-steps": gpu_tables.steps,
+    "gpu-end-to-end": gpu_tables.pictures,
+    "gpu-kernels": gpu_tables.kernels,
+    "gpu-attention": gpu_tables.attention,
 }
 
 
@@ -241,20 +202,6 @@ def table(name: str, records: Iterable[Record]) -> str:
     return "\n\n".join(blocks) or "Not measured yet."
 
 
-def shelves(records: Iterable[Record]) -> dict[Device, Shelf]:
-    """The newest records of each device."""
-    found: dict[Device, list[Record]] = {}
-    for record in latest(records):
-        found.setdefault(record.device, []).append(record)
-    return {device: Shelf(group) for device, group in found.items()}
-
-
-def pixels(record: Record) -> int:
-    """How many pixels a picture of the record has."""
-    width, height = str(record.setting["size"]).split("x")
-    return int(width) * int(height)
-
-
 def _drawn(
     shelf: Shelf, measures: Sequence[str], images: int | None = None, *, main: bool = False
 ) -> list[Record]:
@@ -266,8 +213,7 @@ def _drawn(
         record
         for record in shelf.all("end-to-end", unit="s")
         if record.contender == OURS
-        and record.measure in measures
-        and record.spread is not None
+        and (record.absent is not None or (record.measure in measures and record.spread))
         and images in (None, record.setting["images"])
     ]
     if main and found:
@@ -281,7 +227,7 @@ def _drawn(
             int(r.setting["steps"]),
             int(r.setting["images"]),
             pixels(r),
-            order[r.measure],
+            order.get(r.measure, 0),
         ),
     )
 
@@ -291,6 +237,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _caption(device: Device, shelf: Shelf) -> str:
-    newest = max(shelf.records, key=lambda record: record.time)
+    # Sizes of downloads are of versions that are not installed.
+    here = [record for record in shelf.records if record.measure != "download"] or shelf.records
+    newest = max(here, key=lambda record: record.time)
     found = [f"{name} {newest.versions[name]}" for name in SHOWN if name in newest.versions]
     return f"{device}; {', '.join(found)}."

@@ -1,8 +1,10 @@
 """Installed sizes, of made-up distributions whose size is known."""
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from urllib.request import Request
@@ -65,7 +67,8 @@ def test_what_it_takes_to_draw_holds_no_torch() -> None:
 def report(folder: Path, places: dict[str, str]) -> Path:
     path = folder / "report.json"
     entries = [
-        {"metadata": {"name": name}, "download_info": {"url": url}} for name, url in places.items()
+        {"metadata": {"name": name, "version": "1.0"}, "download_info": {"url": url}}
+        for name, url in places.items()
     ]
     path.write_text(json.dumps({"install": entries}))
     return path
@@ -90,7 +93,7 @@ def test_downloads_are_asked_for_their_length_alone(
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     path = (tmp_path / "one two.whl").as_uri()
     found = downloads(report(tmp_path, {"One_Two": path, "b": "https://example.com/b-1.whl"}))
-    assert found == Downloads(("b", "one-two"), 1_000_000_030)
+    assert found == Downloads({"b": "1.0", "one-two": "1.0"}, 1_000_000_030)
     assert asked == [("HEAD", "https://example.com/b-1.whl")]
 
 
@@ -125,10 +128,13 @@ def test_what_is_no_report_is_refused(content: str, tmp_path: Path) -> None:
 def test_the_engine_is_known_by_what_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = iter([Downloads(("cuda-bindings", "numpy"), 100), Downloads(("torch",), 1 << 40)])
+    both = ({"cuda-bindings": "13.5", "rich": "1"}, 100), ({"torch": "2.15"}, 1 << 40)
+    sizes = itertools.starmap(Downloads, both)
     monkeypatch.setattr(installed, "downloads", lambda path: next(sizes))
     monkeypatch.setattr(installed, "own_size", lambda: 28)
-    ours, theirs, ratio = records_of_downloads(origin("startup"), tmp_path, tmp_path)
+    here = replace(origin("startup"), versions={"diffusion-rt": "0.1", "torch": "2.0+cpu"})
+    ours, theirs, ratio = records_of_downloads(here, tmp_path, tmp_path)
+    assert ours.versions == {"diffusion-rt": "0.1", "torch": "2.15", "cuda-bindings": "13.5"}
     assert ours.setting == {"torch": "cuda", "engine": "native"}
     assert ours.spread is not None
     assert ratio.spread is not None

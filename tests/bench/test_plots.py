@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -26,7 +28,8 @@ from diffusion_rt.bench.plots import (
     save,
 )
 from diffusion_rt.bench.records import Record
-from support.races import drawn
+from diffusion_rt.bench.spread import spread
+from support.races import drawn, origin
 
 
 def growing() -> list[Record]:
@@ -69,6 +72,52 @@ def test_values_lie_where_the_axes_say() -> None:
     assert abs(rows.max() - (HEIGHT - BOTTOM)) <= 5
     middle = columns[np.abs(rows - (TOP + HEIGHT - BOTTOM) / 2) < 2].mean()
     assert abs(middle - (LEFT + WIDTH - RIGHT) / 2) < 4, "logarithmic both ways: a straight line"
+
+
+def timed(benchmark: str, measure: str, seconds: float, **work: Any) -> Record:
+    contender = work.pop("contender", "diffusion-rt")
+    setting = work.pop("setting", {})
+    values = spread([seconds])
+    return origin(benchmark).record(measure, contender, setting, spread=values, **work)
+
+
+def test_a_roofline_has_what_was_measured_of_the_device_and_of_the_work() -> None:
+    step = {"model": "full", "size": "512x512"}
+    point = timed("step", "evaluation", 2.0, flop=100 * 10**9, nbytes=10**9, setting=step)
+    theirs = replace(point, contender="diffusers", spread=spread([4.0]))
+    copy = timed("chip", "copy", 0.5, nbytes=5 * 10**9, contender="numpy")
+    slow, fast = (
+        timed("chip", "matmul", seconds, flop=2 * 10**11, contender=name)
+        for seconds, name in ((4.0, "torch"), (2.0, "numpy"))
+    )
+    assert plots([point, copy]) == {}, "no roof without a product"
+    assert plots([copy, slow, fast]) == {}, "no roofline without work under it"
+    found = plots([point, theirs, copy, slow, fast])["roofline.png"]
+    assert [(x, y) for x, y, _ in found.points] == [(100.0, 5e10), (100.0, 2.5e10)]
+    assert [name for _, _, name in found.points] == [
+        "full 512x512 UNet",
+        "full 512x512 UNet, diffusers",
+    ]
+    (line,) = found.lines.values()
+    # The better product is the roof, 1e11 FLOP/s; it meets 1e10 bytes/s at 10 FLOP for a byte.
+    assert [(x, y) for x, y, _ in line] == [(2.5, 2.5e10), (10.0, 1e11), (400.0, 1e11)]
+    picture = np.asarray(draw(found)).astype(int)
+    for colour in COLOURS[:3]:
+        assert (np.abs(picture - ImageColor.getrgb(colour)).sum(2) < 30).any()
+
+
+def test_sizes_of_one_area_stand_side_by_side() -> None:
+    sizes = ("96x32", "32x96", "64x48", "48x64", "64x64")
+    records = [drawn(i + 1, size=size) for i, size in enumerate(sizes)]
+    found = plots([*records, *(drawn(9, size=f"{n}x{n}") for n in (16, 32))])
+    assert set(found) == {"growth-size.png", "buckets.png"}
+    (line,) = found["buckets.png"].lines.values()
+    assert [(place, label) for place, _, label in line] == [
+        (1, "32x96"),
+        (2, "48x64"),
+        (4, "64x48"),
+        (8, "96x32"),
+    ]
 
 
 def test_a_file_knows_what_it_was_drawn_from(tmp_path: Path) -> None:

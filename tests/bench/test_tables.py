@@ -1,13 +1,16 @@
 """Numbers as people read them, and tables that say what the records say."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_rt.bench.machine import Device
 from diffusion_rt.bench.records import ALL, OURS, Record
+from diffusion_rt.bench.shelves import digits, seconds, size
 from diffusion_rt.bench.spread import spread
-from diffusion_rt.bench.tables import TABLES, digits, seconds, size, table
+from diffusion_rt.bench.tables import TABLES, table
 from support.races import drawn, origin
 
 FULL: dict[str, str | int | float] = {"model": "full", "weights": 3_500_000_000}
@@ -84,6 +87,33 @@ def test_a_wrong_contender_has_no_time() -> None:
     text = table("end-to-end", [ours, drawn(0.2, "compile"), wrong])
     assert "| wrong: pixels differ by 9 of 255 |" in text
     assert "200 ms" not in text
+
+
+def test_a_family_we_cannot_draw_has_a_row_that_says_so() -> None:
+    theirs = drawn(0.3, "diffusers", model="old")
+    ours = origin().record(ALL, OURS, theirs.setting, absent="not supported yet: old")
+    text = table("end-to-end", [ours, theirs])
+    assert "| old | 16x16 | 1 | 3 | not supported yet: old |  |  | 300 ms |" in text
+    assert "times |\n" in text
+
+
+def test_other_engines_have_columns_where_there_are_records_of_them() -> None:
+    text = table("end-to-end", [drawn(0.1), drawn(0.3, "ort"), drawn(3.0, against="ort")])
+    assert "torch.compile | times | ort | times |" in text
+    assert "| 300 ms | 3.00 (2.70 to 3.30) |" in text
+    assert "native" not in text
+
+
+def test_downloads_do_not_tell_what_was_installed() -> None:
+    setting: dict[str, str | int | float] = {"torch": "cuda", "engine": "native"}
+    given = origin("startup").record(
+        "download", OURS, setting, unit="bytes", spread=spread([1.2e8])
+    )
+    given = replace(given, versions={"torch": "9.9"}, time="2999-01-01T00:00:00Z")
+    import_ = drawn(0.1, measure="import", benchmark="startup")
+    text = table("startup", [import_, given])
+    assert "| download, for `native` and PyTorch 9.9 on a GPU | 120 MB |" in text
+    assert text.endswith("torch 2.0+cpu.")
 
 
 def test_devices_are_told_apart() -> None:
