@@ -1,13 +1,18 @@
 """A device and the kernels of the catalogue that were loaded on it."""
 
+import logging
 from typing import Protocol
 
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.kernels.cache import ImageCache
-from diffusion_rt.kernels.catalogue import Variant
-from diffusion_rt.kernels.driver import Device, open_device
-from diffusion_rt.kernels.driver.interface import Kernel
+from diffusion_rt.kernels.catalogue import ARCHS, Variant
+from diffusion_rt.kernels.driver import BadImage, Device, open_device
+from diffusion_rt.kernels.driver.interface import Kernel, Module
+
+_LOG = logging.getLogger(__name__)
+NEWER = max(ARCHS) + 1
+"""A chip that the catalogue does not know: its images are PTX, which the driver compiles."""
 
 
 class Images(Protocol):
@@ -26,15 +31,32 @@ class Gpu:
         self.device = device
         self._images = images
         self._kernels: dict[str, Kernel] = {}
+        self._told = False
 
     def kernel(self, variant: Variant) -> Kernel:
         """The kernel, ready to launch; BadInput where it must be compiled and cannot be."""
         if variant.name not in self._kernels:
             with translated(f"kernel {variant.name}"):
-                image = self._images.image(variant, self.device.arch)
-                module = self.device.load(image)
+                module = self._load(variant)
                 self._kernels[variant.name] = module.kernel(variant.kernel, variant.parameters)
         return self._kernels[variant.name]
+
+    def _load(self, variant: Variant) -> Module:
+        """The image for this chip; where the driver refuses it, the PTX for any chip."""
+        try:
+            return self.device.load(self._images.image(variant, self.device.arch))
+        except BadImage as refused:
+            if variant.suffix or self.device.arch not in variant.archs:
+                raise  # there is no PTX of it, or it was the PTX
+            module = self.device.load(self._images.image(variant, NEWER))
+            if not self._told:
+                _LOG.warning(
+                    "%s: the driver (CUDA %s) refuses kernels compiled ahead of time, and compiles "
+                    "them now, which makes this start slow; update it (%s)",
+                    *(self.device.name, self.device.driver, refused),
+                )
+            self._told = True
+            return module
 
     def close(self) -> None:
         """Close the device, and with it all that was made from it."""
