@@ -1,12 +1,18 @@
 """Every field of a Request as a flag of the command line, and back."""
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from diffusion_rt.command import shortened
 from diffusion_rt.runtime.request import EMPHASES, RNGS, SIGMAS, SPACINGS, Request
+
+LEAST_MEMORY = 1 << 20  # bytes: a number without a unit is a slip of the pen
+
+_BYTES = re.compile(r"([0-9]{1,12}|[0-9]{1,6}\.[0-9]{1,6})\s?([KMGT]?)(?:i?B)?", re.ASCII | re.I)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,17 @@ def pair(text: str) -> tuple[int, int]:
     if len(parts) != 2:
         raise _wrong(text, "no two whole numbers; write them as 1024x1024")
     return whole(parts[0]), whole(parts[1])
+
+
+def byte_size(text: str) -> int:
+    """Bytes as people write them: `8G`, `8GB` (both 2^30 bytes each), `7.5G`, `900M`."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None:
+        raise _wrong(text, "no amount of memory; write it as 8G, 7.5G or 900M")
+    nbytes = int(float(found[1]) * _UNITS[found[2].upper()])
+    if nbytes < LEAST_MEMORY:
+        raise _wrong(text, f"less than {LEAST_MEMORY >> 20}M of memory; write it as 8G or 900M")
+    return nbytes
 
 
 def seeds(text: str) -> int | tuple[int, ...]:

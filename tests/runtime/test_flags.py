@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from diffusion_rt.command import Parser
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.runtime.flags import FLAGS, add_flags, request_of
+from diffusion_rt.runtime.flags import FLAGS, add_flags, byte_size, request_of
 from diffusion_rt.runtime.request import EMPHASES, RNGS, SIGMAS, SPACINGS, Request
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -147,3 +147,26 @@ def test_the_help_has_a_line_for_each_flag() -> None:
         for name in group:
             assert f"--{name.replace('_', '-')} " in text
     assert argparse.SUPPRESS not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("8G", 8 << 30),
+        ("8g", 8 << 30),
+        ("8 GB", 8 << 30),
+        ("8GiB", 8 << 30),
+        ("7.5G", 15 << 29),
+        ("900M", 900 << 20),
+        ("2T", 2 << 40),
+        ("1048576", 1 << 20),
+    ],
+)
+def test_an_amount_of_memory(text: str, wanted: int) -> None:
+    assert byte_size(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "G", "8", "8000", "-8G", "8X", "1e9", "8,5G", "nanG", "٣G"])
+def test_what_is_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="8G"):
+        byte_size(text)
