@@ -1,6 +1,7 @@
 """Which engine runs a model here, and why."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,7 @@ from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.engines.spec import Precision
 
 ENGINES = ("auto", "ort", "trt", "native", "null")
-PROVIDERS = ("cpu", "cuda")
+PROVIDERS = ("cpu", "cuda", "host")
 
 _DRIVER = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
 
@@ -21,8 +22,8 @@ _DRIVER = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under W
 class Choice:
     """An engine that this machine can run, the device, and the reason in words."""
 
-    engine: str  # ort or null
-    provider: str  # cpu or cuda
+    engine: str  # one of ENGINES but auto
+    provider: str  # cpu, cuda, or host: our own arithmetic in NumPy
     reason: str
 
     def __str__(self) -> str:
@@ -30,21 +31,88 @@ class Choice:
         return f"{self.engine} on {self.provider}: {self.reason}"
 
 
-def choose(engine: str = "auto", *, provider: str | None = None) -> Choice:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuEngine:
+    """An engine that runs on an NVIDIA GPU alone.
+
+    `missing` says what it lacks here, with the fix, or None; where no model is given, of the
+    machine alone. `open` makes its backend, from the model, the precision and the most device
+    memory to take. Neither imports anything heavy before it is called. `reason` is why `auto` takes
+    it where nothing is missing; None where `auto` never does.
+    """
+
+    missing: Callable[[ModelFolder | None], str | None]
+    open: Callable[[ModelFolder, Precision | None, int | None], Backend]
+    reason: str | None
+
+
+def _trt_missing(model: ModelFolder | None) -> str | None:
+    from diffusion_rt.engines.trt.ready import missing
+
+    return missing(model)
+
+
+def _open_trt(model: ModelFolder, precision: Precision | None, memory: int | None) -> Backend:
+    from diffusion_rt.engines.trt.backend import open_trt
+
+    if memory is not None:
+        raise BadInput("engine trt takes the memory that its engines were built for")
+    return open_trt(model, precision=precision)
+
+
+def _native_missing(model: ModelFolder | None) -> str | None:
+    if importlib.util.find_spec("cuda") is None:
+        return "cuda-python is not installed; pip install 'diffusion-rt[gpu]'"
+    return None
+
+
+def _open_native(model: ModelFolder, precision: Precision | None, memory: int | None) -> Backend:
+    from diffusion_rt.engines.native.backend import open_native
+
+    return open_native(model, precision=precision, budget=memory)
+
+
+# In the order in which `auto` asks them. The native engine is not taken unasked as long as nobody
+# has seen it run on a GPU.
+GPU_ENGINES = {
+    "trt": GpuEngine(
+        missing=_trt_missing, open=_open_trt, reason="TensorRT engines are built for this model"
+    ),
+    "native": GpuEngine(missing=_native_missing, open=_open_native, reason=None),
+}
+
+
+def choose(
+    engine: str = "auto", *, provider: str | None = None, model: ModelFolder | None = None
+) -> Choice:
     """Settle on an engine and a device; BadInput where the one asked for cannot be had here.
 
-    Imports no engine.
+    `auto` takes the GPU only where it is ready: `trt` where there are a driver, TensorRT, and plans
+    built for `model`. Otherwise, and where a provider is named, it is ONNX Runtime, on the CPU if
+    nothing else is said. An engine that was taken and then fails is an error, never a reason to
+    take another. Imports no engine.
     """
     _check_known("engine", engine, ENGINES)
     if provider is not None:
         _check_known("provider", provider, PROVIDERS)
-    if engine in ("trt", "native"):
-        name = {"trt": "TensorRT", "native": "native"}[engine]
-        raise BadInput(f"engine {engine}: this version has no {name} engine yet; use ort or auto")
+    if provider == "host":
+        if engine != "native":
+            raise BadInput(f"provider host is of engine native alone; got engine {engine}")
+        return Choice("native", "host", "it was asked for")
+    if engine in GPU_ENGINES:
+        if provider == "cpu":
+            raise BadInput(f"engine {engine} runs on a GPU; leave --provider out, or take ort")
+        if lacking := _lacking(engine, model):
+            raise BadInput(f"engine {engine}: {lacking}")
+        return Choice(engine, "cuda", "it was asked for")
     if engine == "null":
         if provider == "cuda":
             raise BadInput("engine null runs on no device; leave the provider out")
         return Choice("null", "cpu", "it was asked for")
+    if engine == "auto" and provider is None and model is not None:
+        for name, candidate in GPU_ENGINES.items():
+            if candidate.reason is not None and _lacking(name, model) is None:
+                return Choice(name, "cuda", candidate.reason)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BadInput(
             "engine ort: onnxruntime is not installed; pip install 'diffusion-rt[cpu]', or "
@@ -54,7 +122,7 @@ def choose(engine: str = "auto", *, provider: str | None = None) -> Choice:
         return Choice("ort", "cuda", "it was asked for")
     if provider == "cpu" or engine == "ort":
         return Choice("ort", "cpu", "it was asked for")
-    if any(path.exists() for path in _DRIVER):
+    if _has_driver():
         return Choice("ort", "cpu", "a GPU driver was found, but the GPU is used only if asked for")
     return Choice("ort", "cpu", "no GPU driver was found")
 
@@ -66,14 +134,26 @@ def open_backend(
     precision: Precision | None = None,
     threads: int | None = None,
     provider: str | None = None,
+    memory: int | None = None,
 ) -> Backend:
     """The backend for a model folder, as `choose` settles it.
 
-    `precision` is that of the arithmetic; None takes float16 on a GPU if the folder has it, else
-    float32. `threads` is for the host's cores; None takes all that this process may use. Raises
-    BadInput where the engine is unknown, not installed or not for this machine.
+    `precision` is that of the arithmetic; None takes what engines were built in, float16 on a GPU
+    if the folder has it, else float32. `threads` is for the host's cores; None takes all that this
+    process may use. `memory` is the most device memory, in bytes, that the native engine may take.
+    Raises BadInput where the engine is unknown, not installed or not for this machine.
     """
-    choice = choose(engine, provider=provider)
+    choice = choose(engine, provider=provider, model=folder)
+    if choice.provider == "host":
+        from diffusion_rt.engines.native.backend import open_host
+
+        return open_host(folder, precision=precision)
+    if choice.engine in GPU_ENGINES:
+        if threads is not None:
+            raise BadInput(f"engine {choice.engine} computes on the GPU; leave --threads out")
+        return GPU_ENGINES[choice.engine].open(folder, precision, memory)
+    if memory is not None:
+        raise BadInput(f"memory is a budget of engine native; engine {choice.engine} has none")
     if precision is None:
         half = all("float16" in variants for variants in folder.manifest.graphs.values())
         precision = "float16" if choice.provider == "cuda" and half else "float32"
@@ -87,6 +167,20 @@ def open_backend(
         threads=threads,
         provider="cuda" if choice.provider == "cuda" else "cpu",
     )
+
+
+def _lacking(engine: str, model: ModelFolder | None) -> str | None:
+    """What a GPU engine lacks here, with the fix."""
+    if not _has_driver():
+        return (
+            "no NVIDIA driver was found; install it, in a container start that with --gpus all, "
+            "or use --engine ort"
+        )
+    return GPU_ENGINES[engine].missing(model)
+
+
+def _has_driver() -> bool:
+    return any(path.exists() for path in _DRIVER)
 
 
 def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ def generate(argv: Sequence[str]) -> int:
     from diffusion_rt.runtime.picture import save_png
     from diffusion_rt.runtime.pipeline import Pipeline
 
-    choice = choose(found.engine, provider=found.provider)
+    choose(found.engine, provider=found.provider)  # a wrong name is told before a file is read
     started = time.perf_counter()
     with Pipeline.open(
         found.model,
@@ -55,6 +55,7 @@ def generate(argv: Sequence[str]) -> int:
         provider=found.provider,
         tiling=found.vae_tiling,
     ) as pipeline:
+        choice = choose(found.engine, provider=found.provider, model=pipeline.folder)
         if found.format == "text":
             print(f"engine {choice}", file=sys.stderr)
         with progress_bars(quiet=found.format == "json") as progress:

@@ -204,7 +204,9 @@ class Pipeline:
             images = self._decode(latents, job.room, progress)
         for image, seed in zip(images, job.seeds, strict=True):
             one = replace(job.request, seed=seed, num_images_per_prompt=1)
-            image.info.update(describe(one, self.folder, self.backend.name, tile=job.room.tile))
+            image.info.update(
+                describe(one, self.folder, self.backend.name, tile=self._decoder.tile)
+            )
         return Result(
             images=tuple(images),
             latents=latents,

@@ -56,14 +56,9 @@ class TrtGraphs:
         """An engine of one graph; its plan is loaded if no other engine uses it."""
         if graph not in self._plans:
             raise BadInput(f"{graph}: {_none_built(self._model)}")
+        if precision is not None:
+            self.check_precision(graph, precision)
         folder, header = self._plans[graph]
-        arithmetic = header.key.edits.arithmetic
-        if precision is not None and arithmetic != precision:
-            flag = "--vae-precision" if graph.startswith("vae_") else "--precision"
-            raise BadInput(
-                f"{graph}: its plan computes in {arithmetic}, {precision} is wanted; build it "
-                f"again: {_build(self._model)} {flag} {precision}"
-            )
         if graph not in self._loaded:
             loaded = load_plan(
                 folder, graph, self._model, self._machine, self._gpu.device, self._messages
@@ -80,6 +75,16 @@ class TrtGraphs:
         )
         self._open.append(engine)
         return engine
+
+    def check_precision(self, graph: str, precision: Precision) -> None:
+        """BadInput where the plan of a graph computes in another precision."""
+        arithmetic = self._plans[graph][1].key.edits.arithmetic
+        if arithmetic != precision:
+            flag = "--vae-precision" if graph.startswith("vae_") else "--precision"
+            raise BadInput(
+                f"{graph}: its plan computes in {arithmetic}, {precision} is wanted; build it "
+                f"again: {_build(self._model)} {flag} {precision}"
+            )
 
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int

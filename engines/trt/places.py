@@ -51,13 +51,23 @@ def folders_to_load(model: ModelFolder, machine: Machine) -> list[Path]:
     Plans in the model's own folder come before those of the same name in the cache. What lies in
     them is held against the machine by `plan_file.check_usable`.
     """
-    places = [model.path / "engines" / "trt"]
-    with suppress(BadInput):  # a cache that cannot be trusted, or none; build says so
-        places.append(_cached(model))
+    places = _places(model)
     kinds: tuple[Compatibility, ...] = ("none", "same", "ampere+")
     names = [target_name(machine, compatibility) for compatibility in kinds]
     folders = [place / name for name in names for place in places]
     return [folder for folder in folders if folder.is_dir()]
+
+
+def has_plans(model: ModelFolder) -> bool:
+    """Whether a UNet's plan lies anywhere for this model, for whatever machine."""
+    return any(found for place in _places(model) for found in place.glob("*/unet_step.plan"))
+
+
+def _places(model: ModelFolder) -> list[Path]:
+    places = [model.path / "engines" / "trt"]
+    with suppress(BadInput):  # a cache that cannot be trusted, or none; build says so
+        places.append(_cached(model))
+    return places
 
 
 def _cached(model: ModelFolder) -> Path:

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
 @pytest.mark.parametrize(
     ("engine", "provider", "words"),
     [
-        ("trt", None, "engine trt: this version has no TensorRT engine yet; use ort or auto"),
-        ("native", None, "engine native: this version has no native engine yet; use ort or auto"),
+        ("trt", "cpu", "engine trt runs on a GPU; leave --provider out, or take ort"),
+        ("native", "cpu", "engine native runs on a GPU; leave --provider out, or take ort"),
+        ("ort", "host", "provider host is of engine native alone; got engine ort"),
         ("nativ", None, 'engine "nativ" is unknown, did you mean native? wants one of auto, ort'),
         ("ORT\n", None, 'engine "ORT\\n" is unknown; wants one of auto, ort, trt,'),
         ("ort", "gpu", 'provider "gpu" is unknown, did you mean cpu? wants one of cpu, cuda'),
@@ -78,6 +80,70 @@ def test_the_backend_is_the_one_chosen(folder: ModelFolder) -> None:
         "x"
     ].dtype == ("float16")
     assert open_backend(folder, threads=1).load("unet_step").inputs["x"].dtype == "float32"
+
+
+@pytest.fixture
+def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends that a machine has a driver, and that packages are installed."""
+
+    def pretend(*, driver: bool = True, without: str = "") -> None:
+        (tmp_path / "driver").touch()
+        monkeypatch.setattr(choose_module, "_DRIVER", (tmp_path / "driver",) * driver)
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == without else object()
+        )
+
+    return pretend
+
+
+def test_what_tensorrt_lacks_is_said_with_its_fix(
+    folder: ModelFolder, gpu_machine: Callable[..., None]
+) -> None:
+    for settings, words in (
+        ({"driver": False}, "no NVIDIA driver was found; install it"),
+        ({"without": "tensorrt"}, "tensorrt is not installed; pip install 'diffusion-rt[trt]'"),
+        ({"without": "cuda.bindings"}, "cuda is not installed; pip install 'diffusion-rt[gpu]'"),
+        ({}, f"no engine is built for small; run: diffusion-rt build {folder.path} --engine trt"),
+    ):
+        gpu_machine(**settings)
+        with pytest.raises(BadInput) as caught:
+            choose("trt", model=folder)
+        assert str(caught.value).startswith("engine trt: ")
+        assert words in str(caught.value)
+        assert choose(model=folder).engine == "ort"
+
+
+def test_the_native_engine(folder: ModelFolder, gpu_machine: Callable[..., None]) -> None:
+    gpu_machine()
+    assert str(choose("native", model=folder)) == "native on cuda: it was asked for"
+    gpu_machine(without="cuda")
+    with pytest.raises(BadInput, match=r"engine native: cuda-python is not installed; pip install"):
+        choose("native")
+    gpu_machine(driver=False)
+    with pytest.raises(BadInput, match="engine native: no NVIDIA driver was found; install it"):
+        choose("native")
+    assert str(choose("native", provider="host")) == "native on host: it was asked for"
+    assert open_backend(folder, "native", provider="host").denoiser() is None
+    with pytest.raises(BadInput, match="memory is a budget of engine native; engine ort has none"):
+        open_backend(folder, "ort", memory=1 << 30)
+
+
+def test_auto_takes_tensorrt_where_engines_are_built(
+    gpu_machine: Callable[..., None], tmp_path: Path
+) -> None:
+    folder = open_model(make_model_folder(tmp_path / "built").path)
+    plans = folder.path / "engines" / "trt" / "sm_90"
+    plans.mkdir(parents=True)
+    (plans / "unet_step.plan").touch()
+    gpu_machine()
+    assert str(choose(model=folder)) == "trt on cuda: TensorRT engines are built for this model"
+    assert choose(model=folder, provider="cpu").engine == "ort"
+    assert choose().engine == "ort", "no model, no engines"
+    assert str(choose("trt", model=folder)) == "trt on cuda: it was asked for"
+    with pytest.raises(BadInput, match="computes on the GPU; leave --threads out"):
+        open_backend(folder, threads=2)
+    gpu_machine(driver=False)
+    assert choose(model=folder).engine == "ort"
 
 
 def test_choosing_imports_nothing_heavy() -> None:

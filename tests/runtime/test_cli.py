@@ -31,6 +31,7 @@ class StandIn:
 
     opened: Mapping[str, Any]
     asked: Request
+    folder = None
 
     @classmethod
     def open(cls, model: str | None, **options: Any) -> Self:
@@ -165,7 +166,7 @@ def test_any_prompt_can_be_given(
         (["x", "--output", "mine.png"], "mine.png exists"),
         (["x", "--output=many.png", "--images=3"], "many-2.png exists"),
         (["x", "--engine", "tensorrt"], "engine"),
-        (["x", "--engine", "trt"], "TensorRT"),
+        (["x", "--engine", "trt"], "engine trt"),
         (["x", "--engine", "native"], "native"),
         (["x", "--provider", "rocm"], "provider"),
         (["x", "--threads", "two"], "--threads: 'two' is no whole number"),
