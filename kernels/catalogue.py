@@ -3,13 +3,18 @@
 from diffusion_rt.kernels import (
     attention_tactics,
     conv,
+    conv_sm90,
+    elementwise,
+    embedding,
     gemm,
     gemm_sm90,
     group_norm,
     guided_step,
     layer_norm,
     prepare,
+    select_row,
     select_rows,
+    timestep_embedding,
 )
 from diffusion_rt.kernels.variant import ARCHS, SOURCES, Variant
 
@@ -59,9 +64,14 @@ CATALOGUE = {
         *_of_elements("float32"),
         *attention_tactics.VARIANTS,
         *conv.VARIANTS,
+        *conv_sm90.VARIANTS,
+        *elementwise.VARIANTS,
+        *embedding.VARIANTS,
         *gemm.VARIANTS,
         *group_norm.VARIANTS,
         *layer_norm.VARIANTS,
+        *select_row.VARIANTS,
+        *timestep_embedding.VARIANTS,
         *gemm_sm90.VARIANTS,
         Variant(
             name="select_rows",

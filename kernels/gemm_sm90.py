@@ -14,7 +14,18 @@ from diffusion_rt.kernels.driver.launch import Launch, Limits
 from diffusion_rt.kernels.driver.tensor_map import TensorMap
 from diffusion_rt.kernels.gemm import Product
 from diffusion_rt.kernels.tactic import Encode, Operands
-from diffusion_rt.kernels.tiles_sm90 import ARCH, DEPTH, ELEMENTS, REGISTERS, THREADS, TILES, Tile
+from diffusion_rt.kernels.tiles_sm90 import (
+    ARCH,
+    DEPTH,
+    ELEMENTS,
+    REGISTERS,
+    THREADS,
+    TILES,
+    Cut,
+    Tile,
+    cuts,
+    suits,
+)
 from diffusion_rt.kernels.variant import Variant
 
 ITEM = 2  # bytes of an element
@@ -27,6 +38,8 @@ PARAMETERS = (
     Parameter("vector", "pointer", alignment=16, nullable=True),  # [images, N]
     Parameter("residual", "pointer", alignment=16, nullable=True),  # [M, N], or N / 2
     Parameter("output", "pointer", alignment=16),  # [M, N], or N / 2; may be the residual
+    Parameter("partial", "pointer", alignment=16, nullable=True),  # float32, Cut.partial_bytes
+    Parameter("arrived", "pointer", alignment=4, nullable=True),  # [tiles] uint32
     Parameter("rows", "int32"),  # M
     Parameter("columns", "int32"),  # N
     Parameter("depth", "int32"),  # K
@@ -35,6 +48,7 @@ PARAMETERS = (
     Parameter("vector_stride", "int32"),
     Parameter("residual_stride", "int32"),
     Parameter("output_stride", "int32"),
+    Parameter("splits", "int32"),
 )
 
 
@@ -43,66 +57,56 @@ class Sm90Product:
     """A product by one tile; a `Tactic`."""
 
     product: Product
-    tile: Tile
+    cut: Cut
     limits: Limits
 
     @property
     def name(self) -> str:
-        """The tile."""
-        return f"gemm sm90 {self.tile.name}"
+        """The tile and the splits."""
+        return f"gemm sm90 {self.cut.name}"
 
     @property
     def variant(self) -> str:
         """The kernel's row in the catalogue."""
-        return variant_name("gemm", self.tile, self.product.dtype, _geglu(self.product))
+        geglu = self.product.epilogue.activation == "geglu"
+        return variant_name("gemm", self.cut.tile, self.product.dtype, geglu)
 
     @property
     def launch(self) -> Launch:
         """At most a block for each multiprocessor."""
-        tiles = self.tile.count(self.product.rows, self.product.columns)
-        return self.tile.launch(tiles, self.limits)
+        return self.cut.launch(self.limits)
 
     @property
     def partial_bytes(self) -> int:
-        """No scratch memory."""
-        return 0
+        """Scratch memory for the sums of the splits, or 0."""
+        return self.cut.partial_bytes
 
     @property
     def counters(self) -> int:
-        """No counters."""
-        return 0
-
-    @property
-    def cycles(self) -> float:
-        """How long it should take."""
-        product = self.product
-        tiles = self.tile.count(product.rows, product.columns)
-        depths = (product.first_depth, product.depth - product.first_depth)
-        blocks = sum(-(-depth // DEPTH) for depth in depths)
-        return self.tile.cycles(tiles, blocks, self.limits)
+        """One for each tile where there are splits."""
+        return self.cut.counters
 
     def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
         """The kernel's arguments, in the order of PARAMETERS."""
         if encode is None:
             raise Misuse(f"{self.name} wants tensor maps and nothing makes them")
         product, has = self.product, self.product.epilogue
-        first = self._map("first", operands.first, product.first_depth, product.first_stride)
-        second = first
+        first, last = widths(product)[0], widths(product)[-1]
+        both = [self._map("first", operands.first, first, product.first_stride)]
         if product.first_depth < product.depth:
-            width = product.depth - product.first_depth
-            second = self._map("second", operands.second, width, product.second_stride)
+            both.append(self._map("second", operands.second, last, product.second_stride))
+        tile = self.cut.tile
+        weight = weight_map(product.dtype, operands.weight, product.columns, product.depth, tile)
         return (
-            encode(first),
-            encode(second),
-            encode(
-                weight_map(
-                    product.dtype, operands.weight, product.columns, product.depth, self.tile
-                )
-            ),
+            encode(both[0]),
+            encode(both[-1]),
+            encode(weight),
             operands.bias if has.bias else 0,
             operands.vector if has.vector else 0,
             operands.residual if has.residual else 0,
             operands.output,
+            operands.partial,
+            operands.arrived,
             product.rows,
             product.columns,
             product.depth,
@@ -111,6 +115,7 @@ class Sm90Product:
             product.vector_stride,
             product.residual_stride,
             product.output_stride,
+            self.cut.splits,
         )
 
     def _map(self, name: str, address: int, width: int, stride: int) -> TensorMap:
@@ -120,18 +125,29 @@ class Sm90Product:
             address=address,
             sizes=(width, self.product.rows),
             strides=(stride * ITEM,),
-            box=(DEPTH, self.tile.rows),
+            box=(DEPTH, self.cut.tile.rows),
         )
 
 
 def tactics(product: Product, limits: Limits) -> tuple[Sm90Product, ...]:
-    """All tiles worth measuring, the likely fastest first; none where the kernel does not suit."""
-    if limits.arch != ARCH or product.dtype not in ELEMENTS:
+    """All cuts worth measuring, the likely fastest first; none where the kernel does not suit."""
+    activation = product.epilogue.activation
+    fits = suits(product.dtype, product.rows, product.columns, widths(product), limits)
+    if not fits or activation not in ("none", "geglu"):
         return ()
-    if product.epilogue.activation not in ("none", "geglu"):
-        return ()
-    found = [Sm90Product(product, tile, limits) for tile in TILES if tile.takes(_geglu(product))]
-    return tuple(sorted(found, key=lambda tactic: tactic.cycles))
+    found = cuts(
+        lambda tile: -(-product.rows // tile.rows) * -(-product.columns // tile.columns),
+        sum(-(-width // DEPTH) for width in widths(product)),
+        geglu=activation == "geglu",
+        limits=limits,
+    )
+    return tuple(Sm90Product(product, cut, limits) for cut in found)
+
+
+def widths(product: Product) -> tuple[int, ...]:
+    """Columns of each source."""
+    rest = product.depth - product.first_depth
+    return (product.first_depth, rest) if rest else (product.first_depth,)
 
 
 def weight_map(dtype: str, address: int, filters: int, depth: int, tile: Tile) -> TensorMap:
@@ -149,10 +165,6 @@ def weight_map(dtype: str, address: int, filters: int, depth: int, tile: Tile) -
 def half_of(dtype: str) -> Literal["float16", "bfloat16"]:
     """The type of a tensor map."""
     return "bfloat16" if dtype == "bfloat16" else "float16"
-
-
-def _geglu(product: Product) -> bool:
-    return product.epilogue.activation == "geglu"
 
 
 def variant_name(kind: str, tile: Tile, dtype: str, geglu: bool) -> str:

@@ -1,6 +1,8 @@
 """Tiles of a product on sm_90a: how a persistent block shares one out, and what fills the chip."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 from diffusion_rt.kernels.driver.launch import Launch, Limits
 
@@ -10,6 +12,9 @@ THREADS = 3 * WARPGROUP  # one warpgroup asks for copies, two multiply
 DEPTH = 64  # elements along the depth in one stage of the ring
 ROW_BYTES = 2 * DEPTH
 BARRIER_BYTES = 16  # of a stage: one full, one empty
+WORD_BYTES = 16  # behind the barriers
+SPLITS = (1, 2, 3, 4, 6, 8)
+LEAST_BLOCKS = 4  # of the depth, in one split
 REGISTERS = 168  # of a thread at the start, before the warpgroups shrink and grow
 ELEMENTS = {"float16": "half", "bfloat16": "bfloat16"}
 
@@ -44,12 +49,12 @@ class Tile:
     def stages(self) -> int:
         """As many as shared memory holds, at most 8."""
         most = 227 * 1024
-        return min(8, most // (self.stage_bytes + BARRIER_BYTES))
+        return min(8, (most - WORD_BYTES) // (self.stage_bytes + BARRIER_BYTES))
 
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
-        return self.stages * (self.stage_bytes + BARRIER_BYTES)
+        return self.stages * (self.stage_bytes + BARRIER_BYTES) + WORD_BYTES
 
     def constants(self, dtype: str, geglu: bool) -> tuple[tuple[str, str], ...]:
         """The kernel's preprocessor definitions."""
@@ -70,31 +75,85 @@ class Tile:
         """Whether a warpgroup's columns hold whole pairs of groups of values and gates."""
         return not geglu or self.group[1] % 32 == 0
 
-    def count(self, rows: int, columns: int) -> int:
-        """Tiles of an output, in which rows and columns of the last may be left over."""
-        return -(-rows // self.rows) * -(-columns // self.columns)
 
-    def launch(self, tiles: int, limits: Limits) -> Launch:
-        """A block for each multiprocessor, or fewer where there are fewer tiles."""
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A product in tiles, the depth of each perhaps in splits."""
+
+    tile: Tile
+    tiles: int
+    blocks: int  # of DEPTH, of one tile
+    splits: int  # none of them empty
+
+    @property
+    def name(self) -> str:
+        """The tile and the splits."""
+        return f"{self.tile.name} {self.splits}"
+
+    @property
+    def partial_bytes(self) -> int:
+        """What the splits leave for the last of each tile: float32 sums, or nothing."""
+        size = self.tile.rows * self.tile.columns * 4
+        return self.tiles * self.splits * size if self.splits > 1 else 0
+
+    @property
+    def counters(self) -> int:
+        """Of splits that are done; one for each tile where there are splits."""
+        return self.tiles if self.splits > 1 else 0
+
+    def launch(self, limits: Limits) -> Launch:
+        """A block for each multiprocessor, or fewer where there is less to do."""
         return Launch(
-            grid=(min(tiles, limits.multiprocessors), 1, 1),
+            grid=(min(self.tiles * self.splits, limits.multiprocessors), 1, 1),
             block=(THREADS, 1, 1),
-            shared_bytes=self.shared_bytes,
+            shared_bytes=self.tile.shared_bytes,
         )
 
-    def cycles(self, tiles: int, blocks: int, limits: Limits) -> float:
-        """How long so many tiles of so many blocks of the depth take, by a simple model.
+    def cycles(self, limits: Limits) -> float:
+        """How long it takes, by a simple model.
 
         A multiprocessor multiplies at best 2,048 pairs a cycle, and its shared memory gives and
         takes 128 bytes a cycle: each warpgroup reads both its factors, and copies write the next
-        ones. Nine tenths of that in practice; each tile's end and each launch cost some more.
+        ones. Nine tenths of that in practice; each tile's end and each launch cost some more. What
+        splits leave is written and read again at some 16 bytes a cycle of each multiprocessor.
         """
-        rows, columns = self.group
-        multiply = self.rows * self.columns * DEPTH / 2048
+        tile = self.tile
+        rows, columns = tile.group
+        multiply = tile.rows * tile.columns * DEPTH / 2048
         read = 2 * (rows // 64) * (64 + columns) * ROW_BYTES
-        block = max(multiply, (read + self.stage_bytes) / 128) / 0.9
-        busiest = -(-tiles // limits.multiprocessors)
-        return 2000 + busiest * (blocks * block + 1000 + self.rows * self.columns / 16)
+        block = max(multiply, (read + tile.stage_bytes) / 128) / 0.9
+        busiest = -(-self.tiles * self.splits // limits.multiprocessors)
+        end = 1000 + tile.rows * tile.columns / 16
+        split = -(-self.blocks // self.splits)
+        total = 2000 + busiest * (split * block + end)
+        if self.splits > 1:
+            total += 2000 + 2 * self.partial_bytes / (16 * limits.multiprocessors)
+        return total
+
+
+def cuts(
+    tiles: Callable[[Tile], int], blocks: int, *, geglu: bool, limits: Limits
+) -> tuple[Cut, ...]:
+    """All cuts worth measuring, the likely fastest first; `tiles` counts them for a tile.
+
+    The depth is split only where whole tiles fill the chip badly.
+    """
+    found: dict[tuple[str, int], Cut] = {}
+    for tile, wanted in product(TILES, SPLITS):
+        count = tiles(tile)
+        each = -(-blocks // wanted)
+        cut = Cut(tile, count, blocks, -(-blocks // each))
+        few = count < 2 * limits.multiprocessors and each >= LEAST_BLOCKS
+        if tile.takes(geglu) and (cut.splits == 1 or few):
+            found[tile.name, cut.splits] = cut
+    return tuple(sorted(found.values(), key=lambda cut: cut.cycles(limits)))
+
+
+def suits(dtype: str, rows: int, columns: int, widths: tuple[int, ...], limits: Limits) -> bool:
+    """Whether whole tiles of 64 and more are not mostly empty; `widths` are filled up to DEPTH."""
+    filled = sum(-(-width // DEPTH) * DEPTH for width in widths)
+    enough = rows >= 32 and columns >= 64 and 2 * sum(widths) > filled
+    return limits.arch == ARCH and dtype in ELEMENTS and enough
 
 
 TILES = (

@@ -37,15 +37,15 @@ struct Rows {
 // sources, 64 by TILE_COLUMNS of the weight [columns, depth]
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     gemm_sm90(TENSOR_MAP(first), TENSOR_MAP(second), TENSOR_MAP(weight), const ELEMENT* bias,
-              const ELEMENT* vector, const ELEMENT* residual, ELEMENT* output, int rows, int columns,
-              int depth, int first_depth, int image_rows, int vector_stride, int residual_stride,
-              int output_stride) {
+              const ELEMENT* vector, const ELEMENT* residual, ELEMENT* output, float* partial,
+              unsigned* arrived, int rows, int columns, int depth, int first_depth, int image_rows,
+              int vector_stride, int residual_stride, int output_stride, int splits) {
     const Rows source{first, second, rows, first_depth, depth};
     const Epilogue with{bias,    vector,     residual,      output,
                         columns, image_rows, vector_stride, residual_stride,
                         output_stride};
     const Tiles tiles{(rows + TILE_ROWS - 1) / TILE_ROWS,
-                      (columns + TILE_COLUMNS - 1) / TILE_COLUMNS};
+                      (columns + TILE_COLUMNS - 1) / TILE_COLUMNS, splits, partial, arrived};
     multiply_tiles(source, weight, with, tiles);
 }
 HOST_KERNEL(gemm_sm90)

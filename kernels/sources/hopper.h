@@ -137,6 +137,11 @@ __device__ __forceinline__ void release_successor() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+// Dynamic shared memory begins at a multiple of 1,024, as declared, or nothing below would be right.
+__device__ __forceinline__ void require_aligned(const void* memory) {
+    if (window_address(memory) % 1024) asm volatile("trap;");
+}
+
 #include "wgmma.h"
 #else
 #include "hopper_host.h"

@@ -371,6 +371,10 @@ static inline void group_barrier(int name, int threads) {
     host::wait_until({host::turned, &own.turn, turn, "a named barrier that too few threads reach"});
 }
 
+static inline void require_aligned(const void* memory) {
+    host::require(host::window_address(memory) % 1024 == 0, "shared memory that is not aligned");
+}
+
 static inline void prefetch_map(const TensorMap&) {}
 static inline void load_tile(void* to, const TensorMap& map, Barrier* barrier, int x, int y) {
     host::load_tile(to, map, barrier, 2, {x, y, 0, 0, 0});

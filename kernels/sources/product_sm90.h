@@ -7,6 +7,9 @@
 // eight warps of both multiplying warpgroups are done with it. The ring goes on from tile to tile, so
 // that while one tile is stored the next one's first blocks already come.
 //
+// The depth of a tile may be split: each split leaves its sums in `partial`, thread by thread, and
+// the last of a tile adds them in the order of the splits, so that every run gives the same bits.
+//
 // Constants: ELEMENT, TILE_ROWS, TILE_COLUMNS, STAGES, GEGLU (0 or 1), and GROUPS_DOWN: 2 where the
 // two warpgroups share the rows of a tile, 1 where they share its columns.
 #pragma once
@@ -18,7 +21,8 @@ enum {
     kRowBytes = 128,
     kWarpgroup = 128,
     kThreads = 3 * kWarpgroup,
-    kConsumerWarps = 8,
+    kConsumers = 2 * kWarpgroup,
+    kConsumerWarps = kConsumers / 32,
     kGroupRows = TILE_ROWS / GROUPS_DOWN,
     kGroupColumns = TILE_COLUMNS * GROUPS_DOWN / 2,
     kStrips = kGroupRows / 64,  // wgmma has 64 rows
@@ -45,17 +49,70 @@ struct Ring {
     }
 };
 
-// Tiles in bands of kBand rows of them, column after column.
+// What a block does at a time: blocks `begin` to `end` of the depth of one tile.
+struct Piece {
+    int tile, row, column, begin, end;
+};
+
+// Tiles in bands of kBand rows of them, column after column; the splits of a tile one after another.
 struct Tiles {
-    int down, across;
-    __device__ __forceinline__ int count() const { return down * across; }
-    __device__ __forceinline__ void find(int tile, int& row, int& column) const {
+    int down, across, splits;
+    float* partial;     // [tiles, splits, sums of a thread, threads], or null for one split
+    unsigned* arrived;  // [tiles], zero before and after
+    __device__ __forceinline__ int count() const { return down * across * splits; }
+    __device__ __forceinline__ Piece find(int index, int blocks) const {
+        const int tile = index / splits, split = index % splits;
         const int band = tile / (kBand * across), in_band = tile % (kBand * across);
         const int rows = down - band * kBand < kBand ? down - band * kBand : kBand;
-        row = band * kBand + in_band % rows;
-        column = in_band / rows;
+        const int each = (blocks + splits - 1) / splits, begin = split * each;
+        const int end = blocks - begin < each ? blocks : begin + each;
+        return {tile, band * kBand + in_band % rows, in_band / rows, begin, end};
     }
 };
+
+// A number that another block wrote: not from this multiprocessor's own cache.
+__device__ __forceinline__ float load_fresh(const float* from) {
+#ifdef __CUDACC__
+    float value;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(from) : "memory");
+    return value;
+#else
+    return *from;
+#endif
+}
+
+// Leaves this split's sums and, where it is the last of its tile, takes all together; false for the
+// others, which have nothing to store. `word` is four bytes of shared memory.
+__device__ __forceinline__ bool join_splits(const Tiles& tiles, int index, int tile,
+                                            float (&sums)[kStrips][kGroupColumns / 2], int* word) {
+    const int thread = threadIdx.x - kWarpgroup, splits = tiles.splits;
+    const long long size = TILE_ROWS * TILE_COLUMNS;
+    float* const own = tiles.partial + index * size + thread;
+#pragma unroll
+    for (int i = 0; i < kStrips; i++)
+#pragma unroll
+        for (int j = 0; j < kGroupColumns / 2; j++)
+            own[(i * (kGroupColumns / 2) + j) * kConsumers] = sums[i][j];
+    __threadfence();
+    group_barrier(1, kConsumers);
+    if (thread == 0) *word = atomicInc(tiles.arrived + tile, splits - 1) == unsigned(splits - 1);
+    group_barrier(1, kConsumers);
+    if (!*word) return false;
+    __threadfence();
+#pragma unroll
+    for (int i = 0; i < kStrips; i++)
+#pragma unroll
+        for (int j = 0; j < kGroupColumns / 2; j++) sums[i][j] = 0;
+    const float* from = tiles.partial + (long long)tile * splits * size + thread;
+#pragma unroll 1
+    for (int split = 0; split < splits; split++, from += size)
+#pragma unroll
+        for (int i = 0; i < kStrips; i++)
+#pragma unroll
+            for (int j = 0; j < kGroupColumns / 2; j++)
+                sums[i][j] += load_fresh(from + (i * (kGroupColumns / 2) + j) * kConsumers);
+    return true;
+}
 
 // `source.blocks()` of the depth; `source.load(to, barrier, tile_row, block)` asks for a block of A;
 // `source.weight_at(block)` is where the same block begins in a row of W; `source.row(tile_row, r)`
@@ -66,8 +123,10 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
     DYNAMIC_SHARED(memory);
     Barrier* const full = reinterpret_cast<Barrier*>(memory + STAGES * kStageBytes);
     Barrier* const empty = full + STAGES;
+    int* const word = reinterpret_cast<int*>(empty + STAGES);
     const int group = threadIdx.x / kWarpgroup, blocks = source.blocks();
     if (threadIdx.x == 0) {
+        require_aligned(memory);
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_begin(full + stage, 1);
             barrier_begin(empty + stage, kConsumerWarps);
@@ -83,17 +142,16 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) {
             Ring ring{0, 0};
-            for (int tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-                int row, column;
-                tiles.find(tile, row, column);
-                for (int block = 0; block < blocks; block++, ring.next()) {
+            for (int index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+                const Piece piece = tiles.find(index, blocks);
+                for (int block = piece.begin; block < piece.end; block++, ring.next()) {
                     unsigned char* const stage = memory + ring.stage * kStageBytes;
                     // The first time round nothing has to be emptied: such a wait goes on at once.
                     barrier_wait(empty + ring.stage, ring.parity ^ 1);
                     barrier_expect(full + ring.stage, kStageBytes);
-                    source.load(stage, full + ring.stage, row, block);
+                    source.load(stage, full + ring.stage, piece.row, block);
                     load_tile(stage + kBytesOfA, weight, full + ring.stage, source.weight_at(block),
-                              column * TILE_COLUMNS);
+                              piece.column * TILE_COLUMNS);
                 }
             }
             release_successor();
@@ -107,12 +165,11 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         const Descriptor a = rows_of_128(start + first_row * kRowBytes);
         const Descriptor w = rows_of_128(start + kBytesOfA + first_column * kRowBytes);
         Ring ring{0, 0};
-        for (int tile = blockIdx.x; tile < tiles.count(); tile += gridDim.x) {
-            int row, column;
-            tiles.find(tile, row, column);
+        for (int index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+            const Piece piece = tiles.find(index, blocks);
             float sums[kStrips][kGroupColumns / 2];
             int last = 0;
-            for (int block = 0; block < blocks; block++, ring.next()) {
+            for (int block = piece.begin; block < piece.end; block++, ring.next()) {
                 barrier_wait(full + ring.stage, ring.parity);
 #pragma unroll
                 for (int i = 0; i < kStrips; i++) settle(sums[i]);
@@ -124,22 +181,23 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
                     for (int i = 0; i < kStrips; i++)
                         wgmma<ELEMENT, kGroupColumns>(
                             sums[i], a + at + (i * 64 * kRowBytes + step * 32) / 16,
-                            w + at + step * 32 / 16, step > 0 || block > 0);
+                            w + at + step * 32 / 16, step > 0 || block > piece.begin);
                 wgmma_commit();
                 // The products of the block before are done: its stage may be filled again.
                 wgmma_wait<1>();
-                if (block > 0 && lane == 0) barrier_arrive(empty + last);
+                if (block > piece.begin && lane == 0) barrier_arrive(empty + last);
                 last = ring.stage;
             }
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < kStrips; i++) settle(sums[i]);
             if (lane == 0) barrier_arrive(empty + last);
+            if (tiles.splits > 1 && !join_splits(tiles, index, piece.tile, sums, word)) continue;
 #pragma unroll
             for (int i = 0; i < kStrips; i++) {
                 const int r = first_row + i * 64 + threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
-                const int rows[2] = {source.row(row, r), source.row(row, r + 8)};
-                const int from = column * TILE_COLUMNS + first_column;
+                const int rows[2] = {source.row(piece.row, r), source.row(piece.row, r + 8)};
+                const int from = piece.column * TILE_COLUMNS + first_column;
 #if GEGLU
                 finish_geglu<kGroupColumns>(with, sums[i], rows, from);
 #else

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diffusion_rt.kernels import gemm
+from diffusion_rt.kernels import gemm, gemm_sm90
 from diffusion_rt.kernels.catalogue import CATALOGUE, SOURCES
 from diffusion_rt.kernels.driver import DeviceLost, Misuse, limits_of
 from diffusion_rt.kernels.epilogue import Epilogue, interleaved
 from diffusion_rt.kernels.gemm import Product
 from diffusion_rt.kernels.gemm_sm90 import Sm90Product, tactics
 from diffusion_rt.kernels.tactic import Operands
-from diffusion_rt.kernels.tiles_sm90 import TILES, Tile
+from diffusion_rt.kernels.tiles_sm90 import DEPTH, TILES, Cut, Tile
 from support.kernel_bench import KernelBench
 from support.products import plain_epilogue, plain_sums, read, rounded, storage, stored
 
@@ -35,12 +35,24 @@ def bench_of(variant: str) -> KernelBench:
     return BENCHES[variant]
 
 
-def check(product: Product, tile: Tile, *, in_place: bool = False, seed: int = 0) -> None:
-    """A product of random arrays is its reference, and nothing is written beside the output."""
+def cut_of(product: Product, tile: Tile, splits: int = 1) -> Cut:
+    """That tile, and as many splits as the depth gives of those."""
+    tiles = -(-product.rows // tile.rows) * -(-product.columns // tile.columns)
+    blocks = sum(-(-width // DEPTH) for width in gemm_sm90.widths(product))
+    return Cut(tile, tiles, blocks, -(-blocks // -(-blocks // splits)))
+
+
+def check(
+    product: Product, tile: Tile, *, splits: int = 1, in_place: bool = False, seed: int = 0
+) -> None:
+    """A product of random arrays is its reference, and nothing is written beside the output.
+
+    It runs twice: the second time the counters of splits must be as at first.
+    """
     rng = np.random.default_rng(seed)
     dtype, kind, has = product.dtype, storage(product.dtype), product.epilogue
     images = -(-product.rows // product.image_rows)
-    tactic = Sm90Product(product, tile, ONE)
+    tactic = Sm90Product(product, cut_of(product, tile, splits), ONE)
     bench = bench_of(tactic.variant)
 
     def some(*shape: int) -> Array:
@@ -66,20 +78,30 @@ def check(product: Product, tile: Tile, *, in_place: bool = False, seed: int = 0
     second = None
     if product.first_depth < product.depth:
         second = put(a[:, product.first_depth :], product.second_stride)
-    behind = put(residual, product.residual_stride)
-    output = behind if in_place else bench.poisoned(shape, kind)
-    operands = Operands(
-        first=address(source),
-        second=address(second),
-        weight=address(put(weight, product.depth)),
-        bias=address(put(None if bias is None else bias[None], product.columns)),
-        vector=address(put(vector, product.vector_stride)),
-        residual=address(behind),
-        output=address(output),
-    )
+    filters = put(weight, product.depth)
+    biases = put(None if bias is None else bias[None], product.columns)
+    vectors = put(vector, product.vector_stride)
+    arrived = bench.put(np.zeros(max(tactic.counters, 1), "u4"))
     CHIP.check(tactic.launch, tactic.name)
-    bench.run("gemm_sm90", tactic.launch, *tactic.arguments(operands, bench.device.tensor_map))
-    got = read(bench.get(output, shape, kind), dtype)
+    for _ in range(2):
+        behind = put(residual, product.residual_stride)
+        output = behind if in_place else bench.poisoned(shape, kind)
+        partial = bench.poisoned([max(tactic.partial_bytes, 16)], "u1")
+        operands = Operands(
+            first=address(source),
+            second=address(second),
+            weight=address(filters),
+            bias=address(biases),
+            vector=address(vectors),
+            residual=address(behind),
+            output=address(output),
+            partial=address(partial) if tactic.counters else 0,
+            arrived=address(arrived) if tactic.counters else 0,
+        )
+        arguments = tactic.arguments(operands, bench.device.tensor_map)
+        bench.run("gemm_sm90", tactic.launch, *arguments)
+        got = read(bench.get(output, shape, kind), dtype)
+    assert not bench.get(arrived, [max(tactic.counters, 1)], "u4").any()
     bench.clear()
     assert np.isnan(got[:, product.output_columns :]).all()
     got = got[:, : product.output_columns]
@@ -172,6 +194,51 @@ def test_two_sources_lie_side_by_side(first: int, second: int, order: str) -> No
     check(product, SMALL)
 
 
+@pytest.mark.parametrize("splits", [2, 3, 5])
+def test_splits_of_the_depth_are_added_once(splits: int, order: str) -> None:
+    """By the last of a tile, whichever that is; the first of them has most of the depth."""
+    epilogue = Epilogue(bias=True, residual=True)
+    product = Product(
+        dtype="float16",
+        rows=70,
+        columns=168,
+        depth=328,
+        first_depth=104,
+        epilogue=epilogue,
+    )
+    check(product, SMALL, splits=splits)
+
+
+def test_splits_of_two_strips_and_of_geglu() -> None:
+    plain = Product(dtype="float16", rows=130, columns=96, depth=136)
+    check(plain, Tile(256, 80), splits=2)
+    epilogue = Epilogue(bias=True, activation="geglu")
+    check(replace(plain, epilogue=epilogue, output_stride=0), Tile(128, 128), splits=3)
+
+
+def test_splits_give_the_same_bits_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come last add in the order of the depth all the same."""
+    product = Product(dtype="float16", rows=64, columns=160, depth=320)
+    tactic = Sm90Product(product, cut_of(product, SMALL, 5), replace(CHIP, multiprocessors=5))
+    bench, rng = bench_of(tactic.variant), np.random.default_rng(3)
+    first, weight = (rng.normal(size=(n, 320)).astype("f2") for n in (64, 160))
+    results = []
+    for way in ("forward", "reverse"):
+        monkeypatch.setenv("HOST_CUDA_ORDER", way)
+        output = bench.poisoned((64, 160), "f2")
+        operands = Operands(
+            first=bench.put(first).address,
+            weight=bench.put(weight).address,
+            output=output.address,
+            partial=bench.poisoned([tactic.partial_bytes], "u1").address,
+            arrived=bench.put(np.zeros(tactic.counters, "u4")).address,
+        )
+        arguments = tactic.arguments(operands, bench.device.tensor_map)
+        bench.run("gemm_sm90", tactic.launch, *arguments)
+        results.append(bench.get(output, (64, 160), "u2"))
+    np.testing.assert_array_equal(results[0], results[1])
+
+
 def test_bfloat16(order: str) -> None:
     epilogue = Epilogue(bias=True, residual=True)
     sizes = {"rows": 131, "columns": 136, "depth": 72}
@@ -236,7 +303,7 @@ def test_a_planted_mistake_shows(
     assert text.count(right) == 1
     (tmp_path / file).write_text(text.replace(right, wrong))
     product = Product(dtype="float16", rows=130, columns=136, depth=680)
-    variant = Sm90Product(product, Tile(128, 128), ONE).variant
+    variant = Sm90Product(product, cut_of(product, Tile(128, 128)), ONE).variant
     planted = replace(CATALOGUE[variant], source=str(tmp_path / "gemm_sm90.cu"))
     monkeypatch.setattr("diffusion_rt.kernels.compile._INCLUDE", f"-I{tmp_path}")
     found = []
@@ -255,6 +322,9 @@ def test_only_what_suits_is_offered() -> None:
     assert tactics(product, CHIP)
     assert tactics(product, limits_of(100)) == ()
     assert tactics(replace(product, dtype="float32"), CHIP) == ()
+    assert tactics(replace(product, rows=2), CHIP) == ()
+    assert tactics(Product(dtype="float16", rows=2048, columns=8, depth=1280), CHIP) == ()
+    assert tactics(Product(dtype="float16", rows=2048, columns=320, depth=8), CHIP) == ()
     assert tactics(replace(product, epilogue=Epilogue(activation="silu")), CHIP) == ()
     with pytest.raises(Misuse, match="wants tensor maps and nothing makes them"):
         tactics(product, CHIP)[0].arguments(Operands(first=16, weight=16, output=16))
@@ -263,11 +333,11 @@ def test_only_what_suits_is_offered() -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "depth", "activation", "best"),
     [
-        (2048, 1280, 1280, "none", "128x160"),
-        (2048, 1280, 5120, "none", "128x160"),
-        (2048, 10240, 1280, "geglu", "128x256"),
-        (8192, 5120, 640, "geglu", "128x256"),
-        (8192, 640, 2560, "none", "128x160"),
+        (2048, 1280, 1280, "none", "128x160 1"),
+        (2048, 1280, 5120, "none", "128x160 1"),
+        (2048, 10240, 1280, "geglu", "128x256 1"),
+        (8192, 5120, 640, "geglu", "128x256 1"),
+        (8192, 640, 2560, "none", "128x160 1"),
     ],
 )
 def test_the_first_choice_fills_the_chip(
@@ -276,21 +346,43 @@ def test_the_first_choice_fills_the_chip(
     """SDXL's shapes on 132 multiprocessors: 128 tiles of 128 x 160 where 2,048 x 1,280 is made."""
     epilogue = Epilogue(activation=activation)
     product = Product(dtype="float16", rows=rows, columns=columns, depth=depth, epilogue=epilogue)
-    assert tactics(product, CHIP)[0].tile.name == best
+    assert tactics(product, CHIP)[0].cut.name == best
 
 
-@given(st.sampled_from(TILES), st.integers(1, 40), st.integers(1, 40), st.integers(1, 200))
-def test_tiles_in_bands_are_each_done_once(tile: Tile, down: int, across: int, grid: int) -> None:
-    """What `Tiles::find` of product_sm90.h does, for all tiles of all blocks."""
-    band_rows = 16
-    seen = set()
+def test_a_small_product_is_split() -> None:
+    """512 x 512 pixels without guidance: 8 tiles of 128 x 160 would leave 124 of 132 idle."""
+    best = tactics(Product(dtype="float16", rows=256, columns=1280, depth=5120), CHIP)[0]
+    assert best.cut.splits > 1
+    assert best.launch.grid[0] > 60
+
+
+@given(
+    tile=st.sampled_from(TILES),
+    down=st.integers(1, 40),
+    across=st.integers(1, 20),
+    blocks=st.integers(1, 50),
+    splits=st.integers(1, 8),
+    grid=st.integers(1, 200),
+)
+def test_pieces_cover_everything_once(
+    tile: Tile, down: int, across: int, blocks: int, splits: int, grid: int
+) -> None:
+    """What `Tiles::find` of product_sm90.h does, for all pieces of all blocks."""
+    cut = Cut(tile, down * across, blocks, -(-blocks // -(-blocks // splits)))
+    band_rows, seen = 16, set()
+    each = -(-blocks // cut.splits)
     for block in range(grid):
-        for index in range(block, down * across, grid):
-            band, within = divmod(index, band_rows * across)
+        for index in range(block, cut.tiles * cut.splits, grid):
+            number, split = divmod(index, cut.splits)
+            band, within = divmod(number, band_rows * across)
             rows = min(band_rows, down - band * band_rows)
-            seen.add((band * band_rows + within % rows, within // rows))
-    assert len(seen) == down * across == tile.count(down * tile.rows, across * tile.columns)
-    assert max(seen) == (down - 1, across - 1)
+            begin = split * each
+            end = min(blocks, begin + each)
+            assert begin < end
+            seen.add((band * band_rows + within % rows, within // rows, begin, end))
+    assert len(seen) == cut.tiles * cut.splits
+    assert sum(end - begin for *_, begin, end in seen) == cut.tiles * blocks
+    assert max(seen)[:2] == (down - 1, across - 1)
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
