@@ -1,8 +1,10 @@
 """Type stubs of TensorRT, out of the signatures that its bindings carry in their docstrings.
 
 Run as a file with one argument, in a process that can load the bindings (`support.tensorrt_libs`),
-it writes `tensorrt/__init__.pyi` under that folder, and `parsed.json`: how many bound methods and
-properties carry a signature that parses, and the names of those that do not, which are typed Any.
+it writes `tensorrt/__init__.pyi` under that folder, beside it the bindings' own `tensorrt.plugin`,
+which is Python and has its types, and `parsed.json`: how many functions, methods and properties
+carry a signature that parses, the names of those that do not, which are typed Any, and the members
+of every enumeration with their numbers.
 """
 
 import ast
@@ -223,6 +225,14 @@ class _Names(ast.NodeTransformer):
         return node
 
 
+def enumerations(module: ModuleType) -> Iterator[Any]:
+    """Every enumeration of a module, those within classes too."""
+    for kind in vars(module).values():
+        if inspect.isclass(kind):
+            within = [inner for inner in vars(kind).values() if inspect.isclass(inner)]
+            yield from (found for found in (kind, *within) if hasattr(found, "__members__"))
+
+
 def main(folder: Path) -> None:
     import tensorrt_bindings
 
@@ -231,7 +241,20 @@ def main(folder: Path) -> None:
     ast.parse(text)
     (folder / "tensorrt").mkdir(parents=True)
     (folder / "tensorrt" / "__init__.pyi").write_text(text)
-    report = {"parsed": stubs.parsed, "failed": stubs.failed}
+    plugin = Path(str(tensorrt_bindings.__file__)).parent / "plugin"
+    (folder / "tensorrt" / "plugin").mkdir()
+    for source in plugin.glob("*.py"):
+        text = "# mypy: ignore-errors\n" + source.read_text()
+        (folder / "tensorrt" / "plugin" / source.name).write_text(text)
+    report = {
+        "version": tensorrt_bindings.__version__,
+        "parsed": stubs.parsed,
+        "failed": stubs.failed,
+        "enums": {
+            kind.__qualname__: {name: int(value) for name, value in kind.__members__.items()}
+            for kind in enumerations(tensorrt_bindings)
+        },
+    }
     (folder / "parsed.json").write_text(json.dumps(report))
 
 
