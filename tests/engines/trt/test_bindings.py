@@ -136,9 +136,9 @@ def test_a_planted_error_is_seen(
     text = (ENGINES / file).read_text()
     assert text.count(old) >= 1, f"{old} is no longer in {file}: plant another"
     planted = tmp_path / file
-    # mypy's cache takes a shadow of the same size for the file itself: each gets its own.
-    size = "#" * (1 + PLANTED.index((file, old, new)))
-    planted.write_text(f"{text.replace(old, new)}{' ' * 100}{size}\n")
+    # mypy's cache takes a shadow of the same size for the file it knows: each gets its own size.
+    comment = "#" * (100 + 100 * PLANTED.index((file, old, new)))
+    planted.write_text(f"{text.replace(old, new)}{comment}\n")
     status, words = check(bindings, "--shadow-file", str(ENGINES / file), str(planted))
     assert status == 1, words
     line = text[: text.index(old)].count("\n") + 1
