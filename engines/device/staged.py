@@ -6,7 +6,7 @@ from diffusion_rt.engines.binding import check_buffers
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.memory import Arrays, Pinned
 from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.protocol import Buffers
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.kernels.driver import Device
@@ -46,15 +46,24 @@ class Staged:
         if shapes != {name: place.shape for name, place in self._places.items()}:
             self._buffers = None
             self._places = {}
-            with translated(self._graph):
-                self._stream.synchronize()
-                self._arrays.close()
-                specs = {**self.inputs, **self.outputs}
-                layout = {name: (shapes[name], spec.dtype) for name, spec in specs.items()}
-                (places,) = self._arrays.make(self._graph, layout)
-                self._engine.bind(places)
-            self._places = places
+            try:
+                with translated(self._graph):
+                    self._places = self._bind(shapes)
+            except OutOfMemory as error:
+                raise OutOfMemory(
+                    f"{error}; end what else uses the GPU (nvidia-smi), ask for a smaller size, or "
+                    "take --engine ort"
+                ) from None
         self._buffers = dict(buffers)
+
+    def _bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, DeviceArray]:
+        self._stream.synchronize()
+        self._arrays.close()
+        specs = {**self.inputs, **self.outputs}
+        layout = {name: (shapes[name], spec.dtype) for name, spec in specs.items()}
+        (places,) = self._arrays.make(self._graph, layout)
+        self._engine.bind(places)
+        return places
 
     def enqueue(self, stream: int | None = None) -> None:
         """Run once; returns when the outputs are written."""
