@@ -315,6 +315,8 @@ struct Sizes<void (*)(A...)> {
 
 static inline void __syncthreads() { host::wait(host::State::kAtBlockBarrier); }
 static inline void __threadfence() {}
+static inline float sinpif(float x) { return float(sin(M_PI * x)); }
+static inline float cospif(float x) { return float(cos(M_PI * x)); }
 
 template <class T>
 static inline T __shfl_xor_sync(unsigned, T value, int distance) {
