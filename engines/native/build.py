@@ -14,11 +14,11 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.backend import usual_precision
 from diffusion_rt.engines.native.executor import Program
 from diffusion_rt.engines.native.graphs import NativeGraphs, check_chip
-from diffusion_rt.engines.native.launches import Chip
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.tactics import Tactics, key_of
+from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.kernels.cache import ImageCache
 from diffusion_rt.kernels.catalogue import ARCHS, CATALOGUE, Variant
 from diffusion_rt.kernels.driver import Device, Limits, NoDriver, limits_of, open_device

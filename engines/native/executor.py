@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from diffusion_rt.engines.native.launches import Call, Chip, Way, Ways, ways
+from diffusion_rt.engines.native.launches import ways
 from diffusion_rt.engines.native.plan import ALIGNMENT, ITEM, Plan, View
+from diffusion_rt.engines.native.ways import Call, Chip, Way, Ways
 
 Choose = Callable[[Ways], Way]
 

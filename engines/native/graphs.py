@@ -10,11 +10,11 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.engine import NativeEngine, Signature
 from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
-from diffusion_rt.engines.native.launches import Chip
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.room import Room
+from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels.catalogue import Variant

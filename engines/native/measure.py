@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from diffusion_rt.engines.native.executor import Addresses, Program
-from diffusion_rt.engines.native.launches import Way, Ways
 from diffusion_rt.engines.native.tactics import Tactics
+from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.driver import Device
 from diffusion_rt.kernels.driver.interface import Kernel, Stream

@@ -15,7 +15,7 @@ from typing import Annotated
 from diffusion_rt.engines import strict_json
 from diffusion_rt.engines.artefact import locked, read_bytes, writing
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.native.launches import Way, Ways
+from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.engines.typed_json import Between, Matching, decode
 from diffusion_rt.kernels.catalogue import CATALOGUE, SOURCES
 from diffusion_rt.kernels.compile import OPTIONS

@@ -10,7 +10,7 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Addresses, Program
-from diffusion_rt.engines.native.launches import Chip
+from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.engines.native.weights import Weights
 from support.device_graphs import simulated_gpu
 

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native import tactics
-from diffusion_rt.engines.native.launches import Way, Ways
 from diffusion_rt.engines.native.tactics import Key, Tactics, hash_of_kernels, key_of
+from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.kernels.driver.simulator import Simulator
 
 KEY = Key(chip="NVIDIA H200", arch=90, driver="13.0", kernels="0123")
 
 
 def some(*names: str, sizes: str = "Product(rows=2)") -> Ways:
-    return Ways(sizes, tuple(Way(name=name, variants=(), calls=lambda places: ()) for name in names))
+    return Ways(
+        sizes, tuple(Way(name=name, variants=(), calls=lambda places: ()) for name in names)
+    )
 
 
 def measured(folder: Path) -> Tactics:

@@ -1,0 +1,114 @@
+"""A way to run an operation of a plan: kernels, grids and arguments.
+
+What can be said from sizes alone stands in a `Way`; its `calls` puts in the addresses, again
+whenever memory has moved.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from diffusion_rt.engines.native import plan as p
+from diffusion_rt.kernels.driver import Launch, Limits, Misuse
+from diffusion_rt.kernels.driver.arguments import Value
+from diffusion_rt.kernels.driver.interface import ALIGNMENT
+from diffusion_rt.kernels.tactic import Encode
+from diffusion_rt.kernels.variant import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One launch of one kernel."""
+
+    variant: Variant
+    launch: Launch
+    arguments: tuple[Value, ...]
+
+
+class Places(Protocol):
+    """Where everything lies right now."""
+
+    @property
+    def scratch(self) -> int:
+        """Memory that an operation writes and reads itself; the next one writes over it."""
+        ...
+
+    @property
+    def counters(self) -> int:
+        """uint32 numbers that are zero before and after every operation."""
+        ...
+
+    def view(self, view: p.View) -> int:
+        """The address of a view's first element."""
+        ...
+
+    def weight(self, name: str) -> int:
+        """The address of a weight."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to run an operation of given sizes."""
+
+    name: str  # of the tactic, the same on every chip
+    variants: tuple[Variant, ...]  # the kernels
+    scratch_bytes: int = 0
+    counters: int = 0
+    calls: Callable[[Places], tuple[Call, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """All ways to run an operation on a chip, the likely fastest first."""
+
+    sizes: str  # equal for operations that run equally fast
+    ways: tuple[Way, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What the choice of a way depends on."""
+
+    limits: Limits
+    encode: Encode | None = None  # makes tensor maps, on chips that have them
+
+
+def dtype_of(plan: p.Plan, *views: p.View) -> p.Arithmetic:
+    """The arithmetic of a plan, which is the type of all these views."""
+    for view in views:
+        if view.dtype != plan.dtype:
+            raise Misuse(f"{view.buffer} is {view.dtype} in a plan of {plan.dtype}")
+    return plan.dtype
+
+
+def row_stride(view: p.View) -> int:
+    """Elements from one row (the last dimension) to the next; rows are evenly apart."""
+    *sizes, columns = view.shape
+    *strides, step = view.strides
+    evenly = step == 1 or columns == 1
+    stride = next((s for n, s in zip(sizes[::-1], strides[::-1], strict=True) if n > 1), columns)
+    for place in range(len(sizes)):
+        wanted = stride * prod(sizes[place + 1 :])
+        evenly = evenly and (sizes[place] == 1 or strides[place] == wanted)
+    if not evenly:
+        raise Misuse(f"rows of {view.shape} with strides {view.strides}")
+    return stride
+
+
+def want(condition: bool, view: p.View) -> None:
+    """Raise Misuse about a view that a kernel cannot take."""
+    if not condition:
+        raise Misuse(f"{view.shape} with strides {view.strides}")
+
+
+def want_contiguous(*views: p.View) -> None:
+    """Raise Misuse unless rows follow one another."""
+    for view in views:
+        want(row_stride(view) == view.shape[-1], view)
+
+
+def rounded(nbytes: int) -> int:
+    """Up to where the next buffer may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,87 @@
+"""`diffusion-rt build --engine native`: which kernels are compiled, and what is measured."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native import build as building
+from diffusion_rt.engines.native.build import Target, build, needed
+from diffusion_rt.engines.native.ways import Chip
+from diffusion_rt.kernels import cache
+from diffusion_rt.kernels.driver import NoDriver, limits_of
+from diffusion_rt.kernels.variant import Variant
+
+SHIPPED = Path(__file__).resolve().parents[3] / "runtime" / "models" / "shapes-xl"
+
+
+class Compiler:
+    """Makes an image of nothing but its name, and counts."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def cubin(self, variant: Variant, arch: int) -> bytes:
+        self.made.append(f"{variant.name} {arch}")
+        return self.made[-1].encode()
+
+    def ptx(self, variant: Variant) -> bytes:
+        return self.cubin(variant, 0)
+
+
+@pytest.fixture
+def model() -> ModelFolder:
+    return open_model(SHIPPED)
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    made = Compiler()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cache.ImageCache.__init__, "__defaults__", (lambda: made,))
+    return made
+
+
+def test_kernels_for_chips_that_are_not_here(model: ModelFolder, compiler: Compiler) -> None:
+    heard: list[tuple[str, int, int]] = []
+    built = build(
+        model, buckets=[(64, 64)], archs=(80, 90), progress=lambda *told: heard.append(told)
+    )
+    assert [(b.kept, b.nbytes > 0, b.path.is_dir()) for b in built] == [(False, True, True)] * 2
+    assert any(name.startswith("gemm_sm90") for name in compiler.made)
+    assert not any("sm90" in name for name in compiler.made if name.endswith(" 80"))
+    assert heard[0][0] == "compile for sm_80"
+    assert heard[-1][1] == heard[-1][2] > 10
+    count = len(compiler.made)
+    again = build(model, buckets=[(64, 64)], archs=(80, 90))
+    assert [b.kept for b in again] == [True, True]
+    assert len(compiler.made) == count
+
+
+def test_a_vae_that_overflows_needs_bfloat16_and_float32(model: ModelFolder) -> None:
+    vae = replace(model.manifest.vae, force_upcast=True)
+    folder = replace(model, manifest=replace(model.manifest, vae=vae))
+    names = {v.name for v in needed(Target(folder, [(64, 64)], 1, 32), Chip(limits_of(80)))}
+    for dtype in ("bfloat16", "float32", "float16"):
+        assert f"group_norm_silu.{dtype}" in names
+    plain = {v.name for v in needed(Target(model, [(64, 64)], 1, 32), Chip(limits_of(80)))}
+    assert "group_norm_silu.bfloat16" not in plain
+    assert {"prepare.float16", "guided_step.float16", "select_rows"} <= plain
+
+
+def test_no_gpu_and_no_chip_named(
+    model: ModelFolder, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise NoDriver("no NVIDIA driver here")
+
+    monkeypatch.setattr(building, "open_device", none)
+    with pytest.raises(BadInput, match=r"no NVIDIA driver here.*--archs 90"):
+        build(model)
+
+
+def test_a_chip_that_no_kernel_is_written_for(model: ModelFolder, compiler: Compiler) -> None:
+    with pytest.raises(BadInput, match="--archs: got 75, wants some of 80"):
+        build(model, archs=(75,))

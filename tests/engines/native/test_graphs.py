@@ -1,0 +1,229 @@
+"""Whole graphs of the shipped model as launches on the simulator, against the host's references."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diffusion_rt.engines.device.backend import DeviceBackend
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.protocol import DeviceArray
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native.graphs import NativeGraphs
+from diffusion_rt.engines.native.host_backend import HostBackend
+from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.engines.spec import Precision
+from diffusion_rt.kernels.driver.simulator import Simulator
+from support.device_graphs import simulated_gpu
+
+SHIPPED = Path(__file__).resolve().parents[3] / "runtime" / "models" / "shapes-xl"
+SIZES = {"height": 4, "width": 6, "tokens": 32}
+Arrays = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFolder:
+    return open_model(SHIPPED)
+
+
+def sizes_of(graph: str) -> dict[str, int]:
+    """Every symbol of a graph's signature."""
+    batch = {"unet_timestep": 5, "vae_decoder": 1, "vae_encoder": 1}.get(graph, 2)
+    sizes = {**SIZES, "batch": batch, "n": batch}
+    if graph == "vae_encoder":
+        sizes |= {"height": 32, "width": 48, "latent_height": 4, "latent_width": 6}
+    return sizes | {"image_height": 32, "image_width": 48}
+
+
+def run(backend: Backend, graph: str, precision: Precision | None = None, seed: int = 0) -> Arrays:
+    """Outputs of a graph for random inputs, the same in every precision."""
+    engine = backend.load(graph, precision)
+    inputs: Arrays = {}
+    rng = np.random.default_rng(seed)
+    sizes = sizes_of(graph)
+    for name, spec in engine.inputs.items():
+        shape = spec.resolve(sizes)
+        if spec.dtype == "int64":
+            inputs[name] = rng.integers(0, 40, shape)
+        elif name in ("timestep", "time_ids"):
+            inputs[name] = rng.uniform(0, 999, shape).astype(spec.dtype)
+        else:
+            inputs[name] = rng.normal(size=shape).astype(np.float16).astype(spec.dtype)
+    outputs: Arrays = {
+        name: np.full(spec.resolve(sizes), np.nan, spec.dtype)
+        for name, spec in engine.outputs.items()
+    }
+    engine.bind(inputs | outputs)
+    for _ in range(2):  # nothing is left of a run that the next would see
+        engine.enqueue()
+    engine.close()
+    return outputs
+
+
+def error(found: Arrays, truth: Arrays) -> float:
+    """The largest difference of any output, as a share of that output's largest number."""
+    return max(
+        float(np.abs(found[name].astype(np.float64) - wanted).max() / np.abs(wanted).max())
+        for name, wanted in truth.items()
+    )
+
+
+def native(model: ModelFolder, gpu: Gpu, precision: Precision = "float32") -> DeviceBackend:
+    return DeviceBackend(NativeGraphs(model, gpu, precision=precision), gpu)
+
+
+def test_every_graph_in_float32(model: ModelFolder) -> None:
+    backend, host = native(model, simulated_gpu(arch=80)), HostBackend(model)
+    for graph in model.manifest.graphs:
+        assert error(run(backend, graph), run(host, graph)) < 5e-6, graph
+
+
+@pytest.mark.parametrize(
+    ("arch", "graphs"),
+    [(80, ("text_encoder_2", "unet_step")), (90, ("unet_prompt", "unet_step", "vae_decoder"))],
+)
+def test_graphs_in_float16(model: ModelFolder, arch: int, graphs: tuple[str, ...]) -> None:
+    """No further from float32 than twice what rounding at the same places gives."""
+    backend = native(model, simulated_gpu(arch=arch), "float16")
+    host = HostBackend(model, precision="float16")
+    for graph in graphs:
+        truth = run(HostBackend(model), graph)
+        assert error(run(backend, graph), truth) < 2 * error(run(host, graph), truth), graph
+
+
+def test_a_vae_that_overflows_runs_in_bfloat16_until_float32_is_asked(model: ModelFolder) -> None:
+    vae = replace(model.manifest.vae, force_upcast=True)
+    folder = replace(model, manifest=replace(model.manifest, vae=vae))
+    backend = native(folder, simulated_gpu(arch=80), "float16")
+    truth = run(HostBackend(model), "vae_decoder")
+    found = run(backend, "vae_decoder")
+    assert found["image"].dtype == np.float32
+    assert 1e-4 < error(found, truth) < 0.1
+    assert error(run(backend, "vae_decoder", "float32"), truth) < 5e-6
+
+
+def test_engines_of_one_graph_share_weights_and_arena(model: ModelFolder) -> None:
+    gpu = simulated_gpu()
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    first, second = graphs.open("unet_timestep"), graphs.open("unet_timestep")
+    bind(gpu, first, 1)
+    weights = graphs.loaded("unet_timestep").weights
+    address = weights.address(next(iter(first.program.plan.weights)))  # type: ignore[union-attr]
+    before = first.generation
+    arrays = bind(gpu, second, 64)
+    assert graphs.loaded("unet_timestep").weights is weights
+    assert first.generation > before  # the arena has grown, and so moved
+    stream = gpu.device.stream()
+    first.enqueue(stream)
+    second.enqueue(stream)
+    stream.synchronize()
+    second.close()
+    assert weights.address(next(iter(first.program.plan.weights))) == address  # type: ignore[union-attr]
+    assert arrays
+    held = memory(gpu)
+    first.close()
+    assert memory(gpu) < held - weights.nbytes
+    graphs.close()
+
+
+def test_a_step_is_captured_and_replayed_after_the_arena_has_moved(model: ModelFolder) -> None:
+    gpu = simulated_gpu()
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    engine = graphs.open("unet_timestep")
+    arrays = bind(gpu, engine, 2)
+    stream = gpu.device.stream()
+
+    def captured() -> NDArray[np.uint8]:
+        engine.enqueue(stream)
+        graph = stream.capture(lambda: engine.enqueue(stream))  # nothing is allocated in it
+        for place in arrays.values():
+            if place is not arrays["timestep"] and place is not arrays["added"]:
+                stream.fill(place, 0xFF)
+        graph.replay(stream)
+        return read(gpu, arrays["down_blocks.0.resnets.0.time_emb_proj"])
+
+    first = captured()
+    generation = engine.generation
+    other = graphs.open("unet_timestep")
+    bind(gpu, other, 300)
+    assert engine.generation != generation
+    np.testing.assert_array_equal(captured(), first)
+    assert np.isfinite(first.view(np.float32)).all()
+
+
+def test_a_chip_that_is_too_old_is_named(model: ModelFolder) -> None:
+    class Old(Simulator):
+        arch = 75
+
+    with pytest.raises(BadInput, match=r"sm_75, sm_80 or newer .*--engine ort"):
+        NativeGraphs(model, Gpu(Old(), object()))  # type: ignore[arg-type]
+
+
+def test_memory_too_small_for_the_weights(model: ModelFolder) -> None:
+    gpu = simulated_gpu(memory_bytes=4 << 20)
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    engine = graphs.open("unet_timestep")
+    with pytest.raises(OutOfMemory, match=r"unet_step: 0\.02\d GB of device memory is needed"):
+        bind(gpu, graphs.open("unet_step"), 2)
+    bind(gpu, engine, 2)  # and others still fit
+    graphs.close()
+
+
+def test_a_budget_is_what_a_smaller_device_would_be(model: ModelFolder) -> None:
+    gpu = simulated_gpu()
+    graphs = NativeGraphs(model, gpu, precision="float32", budget=4 << 20)
+    with pytest.raises(OutOfMemory, match="unet_step"):
+        bind(gpu, graphs.open("unet_step"), 2)
+    bind(gpu, graphs.open("unet_timestep"), 2)
+    assert graphs.room.free() < (4 << 20) - graphs.loaded("unet_timestep").weights_bytes
+
+
+def test_the_images_that_fit(model: ModelFolder) -> None:
+    gpu = simulated_gpu()
+    whole = NativeGraphs(model, gpu, precision="float16")
+    most = {"rows": 2, "tokens": 32, "images": 8}
+    assert whole.most_images((4, 16, 16), **most) == 8
+    for megabytes in (11, 13, 15):
+        graphs = NativeGraphs(model, gpu, precision="float16", budget=megabytes << 20)
+        count = graphs.most_images((4, 16, 16), **most)
+        assert 1 <= count < 8
+        if count > 1:  # and so many do fit
+            engine = graphs.open("unet_step")
+            bind(gpu, engine, 2 * count, height=16, width=16)
+            graphs.close()
+
+
+def bind(gpu: Gpu, engine: Any, batch: int, **sizes: int) -> Mapping[str, DeviceArray]:
+    """Bind an engine to zeros of so many rows."""
+    symbols = {**SIZES, "batch": batch, "n": batch, **sizes}
+    arrays = {}
+    stream = gpu.device.stream()
+    for name, spec in {**engine.inputs, **engine.outputs}.items():
+        place = DeviceArray(0, spec.resolve(symbols), spec.dtype)
+        buffer = gpu.device.allocate(place.nbytes)
+        stream.fill(buffer, 0)
+        arrays[name] = replace(place, address=buffer.address)
+    stream.synchronize()
+    engine.bind(arrays)
+    return arrays
+
+
+def read(gpu: Gpu, place: DeviceArray) -> NDArray[np.uint8]:
+    stream = gpu.device.stream()
+    staged = gpu.device.pinned(place.nbytes)
+    stream.synchronize()
+    for other in gpu.device.streams:  # type: ignore[attr-defined]
+        other.synchronize()
+    stream.copy(staged, place)
+    stream.synchronize()
+    return staged.array.copy()
+
+
+def memory(gpu: Gpu) -> int:
+    found = gpu.device.memory()
+    return found.total - found.free
