@@ -30,6 +30,8 @@ again. Exit status: 0, 2 for bad input, 1 for a fault, 130 after Ctrl-C.
 INSPECT = """examples:
   diffusion-rt inspect picture-1.png      settings, and the command that draws it again
   diffusion-rt inspect ./sdxl --verify    a model folder, each file held against its sha256
+  diffusion-rt inspect ./sdxl --plan --bucket 1152x896 --chip rtx-4090
+                                          what a picture costs there: kernels, FLOPs, bytes, memory
 """
 DOCTOR = """Exit status: 0 where pictures can be drawn, else 1.
 """
@@ -88,14 +90,35 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--verify", action="store_true", help="hash every byte of a model's weights"
     )
+    group = parser.add_argument_group("what a picture costs")
+    group.add_argument("--plan", action="store_true", help="the native engine's plans of a model")
+    group.add_argument(
+        "--bucket", metavar="WxH", help="size of the picture; default: the model's own"
+    )
+    group.add_argument("--batch", type=whole, metavar="N", help="pictures at once; default: 1")
+    group.add_argument("--chip", metavar="NAME", help="h200, a100, rtx-4090 …; default: h200")
     _add_format(parser)
     found = parser.read(argv)
+    if found.plan:
+        return _inspect_plan(found)
+    for flag in ("bucket", "batch", "chip"):
+        if getattr(found, flag) is not None:
+            raise BadInput(f"--{flag} says what --plan is for; give --plan too")
 
     from diffusion_rt.runtime.inspect import inspect as look
     from diffusion_rt.runtime.inspect import report
 
     with progress_bars(quiet=found.format == "json") as progress:
         known = look(found.PATH, verify=found.verify, progress=progress)
+    print(json.dumps(known, indent=2) if found.format == "json" else report(known))
+    return 0
+
+
+def _inspect_plan(found: argparse.Namespace) -> int:
+    from diffusion_rt.runtime.inspect_plan import inspect_plan, report
+
+    images = 1 if found.batch is None else found.batch
+    known = inspect_plan(found.PATH, bucket=found.bucket, images=images, chip=found.chip or "h200")
     print(json.dumps(known, indent=2) if found.format == "json" else report(known))
     return 0
 

@@ -22,6 +22,7 @@ from diffusion_rt.engines.onnx_file import (
     NODE,
     TENSOR,
     ExternalTensor,
+    OnnxFile,
     read_onnx,
 )
 from diffusion_rt.engines.protobuf import BLOB, BLOBS, Refused, WireReader, message
@@ -82,13 +83,14 @@ class Graph:
     constants: Mapping[str, Constant]
 
 
-def read_graph(content: bytes, what: str) -> Graph:
+def read_graph(content: bytes, what: str, gated: OnnxFile | None = None) -> Graph:
     """The graph of an ONNX file; `what` names it in messages.
 
-    Raises BadInput where `read_onnx` refuses the file, where a node reads what nothing before it
-    makes, where a value is made twice, and where an output is never made.
+    `gated` is what `read_onnx` found in it, where it was asked before. Raises BadInput where that
+    refuses the file, where a node reads what nothing before it makes, where a value is made twice,
+    and where an output is never made.
     """
-    onnx = read_onnx(content, what)
+    onnx = gated or read_onnx(content, what)
     try:
         graph = _Unpacker(content, {t.name: t for t in onnx.external}).graph()
         _check_order(graph)

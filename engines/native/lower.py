@@ -155,10 +155,10 @@ def plan_of(
     variant = folder.variant(graph, precision_of(dtype))
     path = folder.path / variant.file
     content = read_bytes(path, MAX_BYTES, follow_links=False)
-    check_external(read_onnx(content, str(path)), variant.file, folder.manifest.files)
-    return lower(
-        read_graph(content, str(path)), variant.inputs, variant.outputs, sizes, dtype, graph
-    )
+    onnx = read_onnx(content, str(path))
+    check_external(onnx, variant.file, folder.manifest.files)
+    read = read_graph(content, str(path), onnx)
+    return lower(read, variant.inputs, variant.outputs, sizes, dtype, graph)
 
 
 def precision_of(dtype: Arithmetic) -> Precision:

@@ -37,34 +37,28 @@ def in_place(
     """
     live = spans(operations)
     renamed: dict[str, str] = {}
-    found: list[Operation] = []
     for number, operation in enumerate(operations):
-        old = _overwritten(operation)
-        output = operation.output
-        if old is not None and old.buffer != output.buffer:
-            kept = renamed.get(old.buffer, old.buffer)
-            alike = (old.shape, old.strides, old.offset, old.dtype) == (
-                output.shape,
-                output.strides,
-                output.offset,
-                output.dtype,
-            )
-            free = (
-                buffers[old.buffer].place == buffers[output.buffer].place == "arena"
-                and buffers[old.buffer].size == buffers[output.buffer].size
-                and _last(live, renamed, old.buffer) == number
-                and live[output.buffer][0] == number
-            )
-            if alike and free:
-                renamed[output.buffer] = kept
-                live[kept] = (live[kept][0], live[output.buffer][1])
-        found.append(operation)
+        old, output = _overwritten(operation), operation.output
+        if old is None or old.buffer == output.buffer or not _alike(old, output):
+            continue
+        kept = renamed.get(old.buffer, old.buffer)
+        before, after = buffers[old.buffer], buffers[output.buffer]
+        if (
+            before.place == after.place == "arena"
+            and before.size == after.size
+            and live[kept][1] == number
+            and live[output.buffer][0] == number
+            and [view.buffer for view in operation.reads].count(old.buffer) == 1
+        ):
+            renamed[output.buffer] = kept
+            live[kept] = (live[kept][0], live[output.buffer][1])
     left = {name: buffer for name, buffer in buffers.items() if name not in renamed}
-    return [_renamed(operation, renamed) for operation in found], left
+    return [_renamed(operation, renamed) for operation in operations], left
 
 
-def _last(live: Mapping[str, Span], renamed: Mapping[str, str], buffer: str) -> int:
-    return live[renamed.get(buffer, buffer)][1]
+def _alike(left: View, right: View) -> bool:
+    """Whether two views reach the same elements of their buffers."""
+    return replace(left, buffer=right.buffer) == right
 
 
 def _overwritten(operation: Operation) -> View | None:

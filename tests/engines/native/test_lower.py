@@ -85,8 +85,8 @@ def test_rounding_costs_at_most_twice_what_it_costs_plain_code(
     specs = {spec.name: spec for spec in model.variant(graph, "float32").inputs}
     wide = {name: values.astype(specs[name].dtype) for name, values in inputs.items()}
     truth = run_plan(plan_of(model, graph, sizes, "float32"), model.path, wide)
-    files = [model.graph(graph, precision) for precision in ("float32", "float16")]
-    plain = run_rounded(*files, dtype, wide)
+    file, narrow = model.graph(graph, "float32"), model.graph(graph, "float16")
+    plain = run_rounded(file, narrow, dtype, wide)
     plan = plan_of(model, graph, sizes, dtype)
     found = run_plan(plan, model.path, inputs if dtype == "float16" else wide)
     for name, values in truth.items():

@@ -1,0 +1,168 @@
+"""What a picture of one size costs on a chip, from the plans of the native engine alone.
+
+No weight is read and no device is asked: an exported folder suffices, on any machine.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from diffusion_rt.engines.errors import BadInput, shown
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native.chips import GAP, Roof, roof
+from diffusion_rt.engines.native.counts import kernel_counts
+from diffusion_rt.engines.native.lower import plan_of
+from diffusion_rt.engines.native.plan import Plan
+from diffusion_rt.engines.native.precision import arithmetic
+from diffusion_rt.engines.native.roofline import by_kind, total
+from diffusion_rt.engines.spec import GRAPHS, Precision
+from diffusion_rt.engines.trt.buckets import Bucket, parse_buckets
+
+MOST_IMAGES = 64
+DETAILED = "unet_step"  # the graph whose operations are listed by kind
+# What one denoising step of a UNet in one piece would compute; the first two once a request.
+STEP = ("unet_prompt", "unet_timestep", "unet_step")
+
+
+def inspect_plan(
+    path: Path,
+    *,
+    bucket: str | None = None,
+    images: int = 1,
+    chip: str = "h200",
+    dtype: Precision | None = None,
+) -> dict[str, Any]:
+    """The plans of a model folder's graphs at one size, as JSON can hold it.
+
+    `bucket` is a picture's WIDTHxHEIGHT, the model's own size where None; the UNet has two rows for
+    each of `images`, unconditional and conditional, and the first window of a prompt. float16 where
+    the folder has it. Raises BadInput where the folder, the size or the chip is none, or where a
+    graph cannot be lowered.
+    """
+    sizes = () if bucket is None else parse_buckets(bucket)
+    if len(sizes) > 1:
+        raise BadInput(f"--bucket {shown(bucket)}: {len(sizes)} sizes, wants one such as 1024x1024")
+    if not 1 <= images <= MOST_IMAGES:
+        raise BadInput(f"--batch {images}, wants 1 to {MOST_IMAGES} images")
+    top = roof(chip)
+    folder = open_model(path)
+    usual_size = folder.manifest.defaults
+    size = sizes[0] if sizes else Bucket(usual_size.width, usual_size.height)
+    half = all("float16" in variants for variants in folder.manifest.graphs.values())
+    usual: Precision = dtype or ("float16" if half else "float32")
+    graphs = {
+        graph: _described(plan_of(folder, graph, sizes_of(folder, graph, size, images), kind), top)
+        for graph in GRAPHS
+        if graph in folder.manifest.graphs and (kind := arithmetic(folder, graph, None, usual))
+    }
+    return {
+        "kind": "plan",
+        "folder": str(folder.path),
+        "name": folder.manifest.name,
+        "sha256": folder.sha256,
+        "bucket": str(size),
+        "images": images,
+        "rows": 2 * images,
+        "chip": {**asdict(top), "gap": GAP},
+        "graphs": graphs,
+        "step_flops": {
+            "loop": graphs["unet_step"]["flops"],
+            "once": sum(graphs[graph]["flops"] for graph in STEP if graph != "unet_step"),
+            "whole": sum(graphs[graph]["flops"] for graph in STEP),
+        },
+    }
+
+
+def sizes_of(folder: ModelFolder, graph: str, bucket: Bucket, images: int) -> dict[str, int]:
+    """The symbols of a graph's inputs: two rows an image, one evaluation, one window of tokens."""
+    factor = folder.manifest.vae.factor
+    side = 1 if graph == "vae_encoder" else factor
+    encoders = {record.graph: record.max_length for record in folder.manifest.text_encoders}
+    # The two prompts are encoded once, and pictures decoded one by one.
+    batch = 2 if graph in encoders else 1 if graph.startswith("vae_") else 2 * images
+    return {
+        "batch": batch,
+        "n": 2 * images,
+        "tokens": encoders.get(graph, max(encoders.values())),
+        "height": bucket.height // side,
+        "width": bucket.width // side,
+    }
+
+
+def _described(plan: Plan, top: Roof) -> dict[str, Any]:
+    kinds = by_kind(plan, top, kernel_counts(plan, top))
+    whole = asdict(total(kinds.values()))
+    return {
+        "dtype": plan.dtype,
+        **whole,
+        "arena": plan.arena_size,
+        "arena_unshared": plan.unshared_size,
+        "weights": plan.weights_size,
+        "kinds": {kind: asdict(costs) for kind, costs in kinds.items()},
+    }
+
+
+def report(found: Mapping[str, Any], width: int = 110) -> str:
+    """What `inspect_plan` found, as two tables."""
+    text = StringIO()
+    console = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
+    chip, flops = found["chip"], found["step_flops"]
+    console.print(
+        f"{found['name']}, {found['bucket']}, images: {found['images']} (two rows each)\n"
+        f"{chip['name']}: {chip['half'] / 1e12:.0f} TFLOP/s of half precision, "
+        f"{chip['single'] / 1e12:.0f} of float32, {chip['bandwidth'] / 1e12:.2f} TB/s "
+        f"({chip['source']}); {chip['gap'] * 1e6:.1f} µs a kernel"
+    )
+    every = _table("graph", "arena MB", "weights MB", "type")
+    for graph, one in found["graphs"].items():
+        every.add_row(graph, *_cells(one), _mb(one["arena"]), _mb(one["weights"]), one["dtype"])
+    console.print(every)
+    step = found["graphs"][DETAILED]
+    kinds = _table(f"{DETAILED}, by kind")
+    for kind, one in step["kinds"].items():
+        kinds.add_row(kind, *_cells(one))
+    kinds.add_row("all", *_cells(step))
+    console.print(kinds)
+    console.print("\n".join(_notes(found, flops, step)))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _notes(
+    found: Mapping[str, Any], flops: Mapping[str, int], step: Mapping[str, Any]
+) -> Iterator[str]:
+    yield (
+        f"A step of the UNet in one piece: {flops['whole'] / 1e12:.3f} TFLOP, of which "
+        f"{flops['once'] / 1e12:.3f} are computed once a request."
+    )
+    yield (
+        f"Its buffers share {_mb(step['arena'])} MB instead of {_mb(step['arena_unshared'])} MB. "
+        "Times are reckoned, not measured: the chip takes no less."
+    )
+
+
+def _table(first: str, *more: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
+    for name in ("operations", "kernels", "GFLOP", "moved MB", "ms", *more):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _cells(one: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        str(one["operations"]),
+        str(one["kernels"]),
+        f"{one['flops'] / 1e9:,.1f}",
+        _mb(one["moved"]),
+        f"{1e3 * one['seconds']:.3f}",
+    )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f}"
