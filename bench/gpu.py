@@ -99,12 +99,14 @@ def _start(name: str, seconds: float, found: argparse.Namespace) -> "subprocess.
     command += ["--output", str(found.output), "--device", found.device]
     command += ["--deadline", str(time.time() + seconds), "--command", _command(found)]
     command += ["--commit", found.commit] if found.commit else []
+    # What was compiled or measured before this run is no part of it.
+    cache = str((found.output / "cache").resolve())
     given = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(HERE.parent / "src"), *([given] if given else [])])
     with (found.output / "log.txt").open("ab") as log:
         return subprocess.Popen(
             command,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+            env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "XDG_CACHE_HOME": cache},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.kernels.cache import ImageCache
 from diffusion_rt.kernels.catalogue import CATALOGUE
-from diffusion_rt.kernels.compile import Compiler, find_compiler, host_library
+from diffusion_rt.kernels.compile import host_library
 from diffusion_rt.kernels.driver import Device, Launch, open_device
 from diffusion_rt.kernels.driver.interface import Buffer, Kernel, Stream
 from diffusion_rt.kernels.driver.simulator import Simulator
@@ -27,7 +29,7 @@ class Bench:
         self.simulated = simulated
         self.device: Device = Simulator() if simulated else open_device()
         self.stream: Stream = self.device.stream()
-        self._compiler: Compiler | None = None
+        self._images: ImageCache | None = None
         self._kernels: dict[str, Kernel] = {}
         self._buffers: list[Buffer] = []
 
@@ -38,10 +40,8 @@ class Bench:
             if self.simulated:
                 image = _host_image(name)
             else:
-                self._compiler = self._compiler or find_compiler()
-                known = self.device.arch in variant.archs
-                make = self._compiler
-                image = make.cubin(variant, self.device.arch) if known else make.ptx(variant)
+                self._images = self._images or ImageCache(cache_folder("kernels"))
+                image = self._images.image(variant, self.device.arch)
             module = self.device.load(image)
             self._kernels[name] = module.kernel(variant.kernel, variant.parameters)
         return self._kernels[name]

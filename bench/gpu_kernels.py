@@ -36,7 +36,7 @@ def check(sink: Sink, chosen: Sequence[Case] | None = None) -> None:
         if sink.late:
             sink.not_run(case.name, "out of time from here on")
             return
-        _guarded(sink, bench, case, partial(_check, sink, bench, case, number))
+        guarded(sink, bench, case, partial(_check, sink, bench, case, number))
     seen = {variant for case in cases(tiny=False) for variant in case.variants}
     if chosen is not None:
         seen = set(CATALOGUE)
@@ -71,7 +71,7 @@ def measure(
             sink.not_run(case.name, "out of time from here on")
             return
         shown = number < SHOWN
-        _guarded(sink, bench, case, partial(_measure, sink, bench, case, roof, shown))
+        guarded(sink, bench, case, partial(_measure, sink, bench, case, roof, shown))
     bench.close()
 
 
@@ -114,7 +114,7 @@ def _measure(sink: Sink, bench: Bench, case: Case, roof: Roof, shown: bool) -> N
     for cache, sets in (("cold", built), ("warm", built[:1])):
         if cache == "cold" and not case.cold:
             continue
-        pieces = _pieces(sets, 4 if bench.simulated else LAUNCHES)
+        pieces = pieces_of(sets, 4 if bench.simulated else LAUNCHES)
         seconds = bench.times(pieces, roof.repeats)
         note = f"{floor / median(seconds):.0%} of the floor's speed" if median(seconds) else ""
         setting = {**case.setting, "cache": cache}
@@ -131,7 +131,7 @@ def _measure(sink: Sink, bench: Bench, case: Case, roof: Roof, shown: bool) -> N
         )
 
 
-def _pieces(sets: list[Built], most: int) -> list[Callable[[], None]]:
+def pieces_of(sets: list[Built], most: int) -> list[Callable[[], None]]:
     """Launches in turn over several inputs, and at the first of them whatever must be set back."""
     launches = min(max(most, len(sets)), EVALUATIONS)
     pieces = [built.enqueue for built in islice(cycle(sets), launches)]
@@ -145,7 +145,7 @@ def _pieces(sets: list[Built], most: int) -> list[Callable[[], None]]:
     return [first, *pieces[1:]]
 
 
-def _guarded(sink: Sink, bench: Bench, case: Case, work: Callable[[], None]) -> None:
+def guarded(sink: Sink, bench: Bench, case: Case, work: Callable[[], None]) -> None:
     """One case; what goes wrong in it is its row, and the next goes on where the device lives."""
     try:
         work()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_rt.bench import gpu_bench, gpu_denoise, gpu_kernels, gpu_norms
+from diffusion_rt.bench import gpu_denoise, gpu_kernels, gpu_norms
 from diffusion_rt.bench.gpu_bench import Bench
 from diffusion_rt.bench.gpu_case import Case, run
 from diffusion_rt.bench.gpu_cases import cases
@@ -191,25 +191,30 @@ def test_plain_and_true_denoise_differ_by_rounding_alone() -> None:
 OVER_STUB = """
 import sys, time
 from pathlib import Path
+from collections import Counter
 from diffusion_rt.bench import gpu_bench, gpu_cases, gpu_denoise, gpu_device, gpu_kernels
+from diffusion_rt.bench import gpu_tactics
 from diffusion_rt.bench.gpu_chip import Chip
 from diffusion_rt.bench.gpu_rows import Sink
 
 class Host:
-    def cubin(self, variant, arch):
+    def image(self, variant, arch):
         assert arch == 90
-        return Path(sys.argv[1], variant.name).read_bytes()
+        return gpu_bench._host_image(variant.name)
 
-gpu_bench.find_compiler = Host
+gpu_bench.ImageCache = lambda folder: Host()
 tiny = gpu_cases.cases(tiny=True)
 gpu_kernels.cases = lambda tiny: TINY
 TINY = tiny
 gpu_kernels.COPY_BYTES, gpu_kernels.LAUNCHES, gpu_kernels.REPEATS = 2 << 20, 4, 3
 gpu_kernels.COPY_BLOCK = 1 << 20
 gpu_denoise.FULL, gpu_denoise.TURNS = gpu_denoise.TINY, 2
+gpu_tactics._step = lambda: Counter(gpu_tactics.TINY.values())
+gpu_tactics.MOST_WAYS = gpu_tactics.QUICK = gpu_tactics.REPEATS = 1
 chip = Chip(name="stub", arch=90, multiprocessors=1, memory=1, l2_bytes=1024, cuda="13.0")
 sink = Sink("part", chip, Path(sys.argv[1]), time.time() + 600, "command", "a" * 40)
-for part in (gpu_device.layer, gpu_kernels.check, gpu_kernels.measure, gpu_denoise.denoise):
+parts = (gpu_device.layer, gpu_kernels.check, gpu_kernels.measure, gpu_denoise.denoise)
+for part in (*parts, gpu_tactics.attention, gpu_tactics.products):
     part(sink)
 """
 
@@ -220,13 +225,12 @@ def test_the_real_bindings_take_every_call(
     """The same parts as on a GPU, over the stub that stands for its driver."""
     pytest.importorskip("cuda.bindings.driver", reason="skipped: no cuda-python")
     stub = stub_driver.build(tmp_path_factory.mktemp("stub"))
-    used = {name for case in cases(tiny=True) for name in case.variants}
-    for name in used | set(gpu_denoise.NAMES):
-        (tmp_path / name).write_bytes(gpu_bench._host_image(name))
     path = os.pathsep.join(filter(None, sys.path))
     done = subprocess.run(
         [sys.executable, "-c", OVER_STUB, str(tmp_path)],
-        env=stub_driver.environment(stub, PYTHONPATH=path, PYTHONSAFEPATH="1"),
+        env=stub_driver.environment(
+            stub, PYTHONPATH=path, PYTHONSAFEPATH="1", XDG_CACHE_HOME=str(tmp_path / "cache")
+        ),
         capture_output=True,
         text=True,
         timeout=120,
@@ -236,7 +240,14 @@ def test_the_real_bindings_take_every_call(
     rows = [row for row in map(parse_row, done.stdout.splitlines()) if row is not None]
     assert not [row for row in rows if row.bad], rows
     names = {row.name for row in rows if row.outcome == "timed"}
-    assert names >= {"copy", "layer_norm.float16", "denoise.host", "denoise.device"}
+    assert names >= {
+        "copy",
+        "layer_norm.float16",
+        "denoise.host",
+        "denoise.device",
+        "gemm",
+        "attention",
+    }
     assert len((tmp_path / "gpu-time.jsonl").read_text().splitlines()) >= 10
 
 
