@@ -332,9 +332,10 @@ class Builder:
             return found
         buffer = self.buffers[view.buffer]
         wide = (images, height, width, filled)
-        turned = permuted(whole(buffer), (0, 3, 1, 2)) if len(buffer.shape) == 4 else None
-        if buffer.shape == wide and turned and view == narrowed(turned, 1, 0, channels):
-            return whole(buffer)
+        if buffer.shape == wide:
+            filling = narrowed(permuted(whole(buffer), (0, 3, 1, 2)), 1, 0, channels)
+            if view == filling:
+                return whole(buffer)
         output = self.new(f"{view.buffer}.pixels", wide)
         turned = permuted(view, (0, 2, 3, 1))
         self.emit(Copy(name=f"{view.buffer}.pixels", source=turned, output=output))

@@ -2,8 +2,9 @@
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native.chips import Roof
-from diffusion_rt.engines.native.launches import Chip, ways
+from diffusion_rt.engines.native.launches import ways
 from diffusion_rt.engines.native.plan import Plan, launches
+from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.kernels.driver import Limits
 
 # Shared memory of one block, with the opt-in (CUDA C++ Programming Guide, compute capabilities).

@@ -125,7 +125,9 @@ class _Unpacker(WireReader):
 
     def graph(self) -> Graph:
         (place,) = ((a, b) for n, a, b in self.walk(0, len(self.data), MODEL) if n == 7)
-        inputs, outputs, nodes = [], [], []
+        inputs: list[str] = []
+        outputs: list[str] = []
+        nodes = []
         constants: list[tuple[str, Constant]] = []
         for number, a, b in self.walk(*place, GRAPH):
             if number == 1:

@@ -4,7 +4,7 @@ Every operation computes in float64 and is rounded where the device rounds: when
 """
 
 from collections.abc import Callable, Mapping
-from functools import singledispatch
+from functools import reduce, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +178,16 @@ def _(operation: Copy, memory: HostMemory) -> Array:
 
 @perform.register
 def _(operation: Elementwise, memory: HostMemory) -> Array:
-    values = [memory.read(source).astype(np.float64) for source in operation.sources]
+    values: list[Array] = [memory.read(source).astype(np.float64) for source in operation.sources]
+    numbers = [np.array(scalar) for scalar in operation.scalars]
     match operation.function:
         case "add":
-            return np.asarray(sum(values) + sum(operation.scalars))
+            return reduce(np.add, [*values, *numbers])
         case "multiply":
-            return np.asarray(np.prod(operation.scalars) * values[0] * (values[1:] or [1])[0])
+            return reduce(np.multiply, [*values, *numbers])
         case "clip":
-            return np.clip(values[0], *operation.scalars)
+            low, high = operation.scalars
+            return np.clip(values[0], low, high)
         case "sigmoid":
             return epilogue.sigmoid(values[0])
         case function:
@@ -213,8 +215,9 @@ def _(operation: TimestepEmbedding, memory: HostMemory) -> Array:
 @perform.register
 def _(operation: SelectRow, memory: HostMemory) -> Array:
     ids = memory.read(operation.ids)
-    rows = ids if operation.token is None else ids == operation.token
-    return memory.read(operation.source)[np.arange(len(ids)), rows.argmax(axis=1)]
+    places = (ids if operation.token is None else ids == operation.token).argmax(axis=1)
+    chosen: Array = memory.read(operation.source)[np.arange(len(ids)), places]
+    return chosen
 
 
 def laid_out(weight: Weight, stored: list[Array]) -> Array:

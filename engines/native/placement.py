@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from diffusion_rt.engines.native.plan import (
     ALIGNMENT,
     Buffer,
     Convolution,
     Elementwise,
+    Epilogue,
     GroupNorm,
     LayerNorm,
     Operation,
@@ -77,18 +79,17 @@ def _overwritten(operation: Operation) -> View | None:
 def _renamed(operation: Operation, names: Mapping[str, str]) -> Operation:
     """The operation with its buffers renamed."""
 
-    def change(value: object) -> object:
+    def change(value: Any) -> Any:
         if isinstance(value, View):
             return replace(value, buffer=names.get(value.buffer, value.buffer))
-        if isinstance(value, tuple) and value and isinstance(value[0], View):
+        if isinstance(value, tuple):
             return tuple(change(one) for one in value)
+        if isinstance(value, Epilogue):
+            return replace(value, vector=change(value.vector), residual=change(value.residual))
         return value
 
-    changed = {name: change(getattr(operation, name)) for name in operation.__dataclass_fields__}
-    if isinstance(operation, (Product, Convolution)):
-        old = operation.epilogue
-        changed["epilogue"] = replace(old, vector=change(old.vector), residual=change(old.residual))
-    return type(operation)(**changed)  # type: ignore[arg-type]
+    fields = operation.__dataclass_fields__
+    return type(operation)(**{name: change(getattr(operation, name)) for name in fields})
 
 
 def place(
