@@ -2,12 +2,12 @@
 
 import ctypes
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import onnx
 from onnx import TensorProto
 
+from support.parser_list import examined
 from support.simulated_tensorrt.build import INetworkDefinition
 from support.simulated_tensorrt.enums import ErrorCode, OnnxParserFlag, Severity
 from support.simulated_tensorrt.rules import Broken
@@ -130,9 +130,11 @@ class OnnxParser:
             elif tensor.data_location == TensorProto.EXTERNAL:
                 text = f"Failed to import initializer {tensor.name}: its data is not here"
                 return self._fail(ErrorCode.INVALID_GRAPH, text)
-        for place, (node, trouble) in enumerate(_examined(graph)):
-            if trouble is not None:
-                return self._fail(*trouble, node, place)
+        for node, what in examined(self._model):
+            place = -1 if node is None else list(graph.node).index(node)
+            self._fail(ErrorCode.UNSUPPORTED_NODE, what, node, place)
+        if self._errors:
+            return False
         try:
             inferred = onnx.shape_inference.infer_shapes(
                 self._model, check_type=True, strict_mode=True, data_prop=True
@@ -153,16 +155,3 @@ class OnnxParser:
         self._errors.append(ParserError._of(code, text, node, place))
         self._logger._say(Severity.ERROR, text)
         return False
-
-
-def _examined(graph: Any) -> Iterable[tuple[Any, tuple[ErrorCode, str] | None]]:
-    """Every node, and what the parser has against it."""
-    made = {name: node for node in graph.node for name in node.output}
-    for node in graph.node:
-        trouble = None
-        if node.op_type == "Conv" and node.input[1] in made:
-            what = made[node.input[1]].op_type
-            if what not in ("Constant", "DequantizeLinear"):
-                text = f"a filter that is the output of {what} is no constant"
-                trouble = (ErrorCode.UNSUPPORTED_NODE, text)
-        yield node, trouble
