@@ -7,6 +7,7 @@ from diffusion_rt.kernels.attention import PARAMETERS, Attention, Dtype
 from diffusion_rt.kernels.driver.arguments import Value
 from diffusion_rt.kernels.driver.errors import Misuse
 from diffusion_rt.kernels.driver.launch import Launch, Limits
+from diffusion_rt.kernels.tactic import Encode
 from diffusion_rt.kernels.variant import Variant
 
 
@@ -28,7 +29,13 @@ class Tactic(Protocol):
     def launch(self, attention: Attention) -> Launch: ...
 
     def arguments(
-        self, attention: Attention, q: int, k: int, v: int, out: int
+        self,
+        attention: Attention,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        encode: Encode | None = None,
     ) -> tuple[Value, ...]:
         """What the variant's parameters want, for tensors at these addresses."""
         ...
@@ -54,7 +61,13 @@ class Tiled:
         return Launch(grid=grid, block=(self.threads, 1, 1), shared_bytes=self.shared_bytes)
 
     def arguments(
-        self, attention: Attention, q: int, k: int, v: int, out: int
+        self,
+        attention: Attention,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        encode: Encode | None = None,
     ) -> tuple[Value, ...]:
         return attention.arguments(q, k, v, out)
 
@@ -131,7 +144,7 @@ class Stream:
 
 
 STREAMS = (
-    Stream(head=32, warps=4, tiles=2, keys=64, blocks=3, registers=168),
+    Stream(head=32, warps=4, tiles=2, keys=48, blocks=3, registers=168),
     Stream(head=48, warps=4, tiles=2, keys=64, blocks=2, registers=216),
     Stream(head=64, warps=4, tiles=2, keys=64, blocks=2, registers=248),
     Stream(head=64, warps=4, tiles=1, keys=32, blocks=4, registers=128, suffix="_rows64"),
@@ -145,7 +158,8 @@ BFLOAT16_HEADS = (64, 160)  # of the rows above; smaller heads run in these
 _ELEMENTS: dict[Dtype, str] = {"float16": "half", "bfloat16": "bfloat16"}
 
 
-def _instructions(dtype: Dtype) -> tuple[str, ...]:
+def instructions(dtype: Dtype) -> tuple[str, ...]:
+    """What the PTX of every kernel for tensor cores must hold."""
     of = {"float16": "f16", "bfloat16": "bf16"}[dtype]
     product = f"mma.sync.aligned.m16n8k16.row.col.f32.{of}.{of}.f32"
     return (product, "ldmatrix.sync.aligned.m8n8.x4.trans", "cp.async.cg.shared.global")
@@ -161,7 +175,7 @@ def _streamed(stream: Stream, dtype: Dtype) -> Tiled:
         registers=stream.registers,
         shared_bytes=stream.shared_bytes,
         threads=stream.warps * 32,
-        instructions=_instructions(dtype),
+        instructions=instructions(dtype),
     )
     return Tiled(
         variant=variant,
@@ -182,7 +196,7 @@ def _resident(head: int, warps: int, blocks: int, registers: int) -> Resident:
         parameters=PARAMETERS,
         registers=registers,
         threads=warps * 32,
-        instructions=_instructions("float16"),
+        instructions=instructions("float16"),
     )
     return Resident(
         variant=variant, dtype="float16", head=head, rows=warps * 16, threads=warps * 32
@@ -204,7 +218,7 @@ def _wide(groups: int, stages: int, dtype: Dtype) -> Tiled:
         parameters=PARAMETERS,
         registers=255,
         threads=threads,
-        instructions=_instructions(dtype),
+        instructions=instructions(dtype),
     )
     return Tiled(
         variant=variant, dtype=dtype, head=head, rows=rows, threads=threads, shared_bytes=shared

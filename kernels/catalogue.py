@@ -1,6 +1,7 @@
 """Every kernel there is: its source, constants, parameters, and what it may cost on a chip."""
 
 from diffusion_rt.kernels import (
+    attention_plugin,
     attention_tactics,
     conv,
     conv_sm90,
@@ -63,6 +64,7 @@ CATALOGUE = {
         *_of_elements("float16"),
         *_of_elements("float32"),
         *attention_tactics.VARIANTS,
+        *attention_plugin.VARIANTS,
         *conv.VARIANTS,
         *conv_sm90.VARIANTS,
         *elementwise.VARIANTS,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffusion_rt.kernels.catalogue import SOURCES, Variant
+from diffusion_rt.kernels.variant import SOURCES, Variant
 
 PTX_ARCH = 80
 """PTX is written for the oldest chip of all, so that every newer one can take it."""

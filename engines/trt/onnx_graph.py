@@ -6,7 +6,7 @@ it. What a parser has no use for (types of inner values, notes) is read, not wri
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from diffusion_rt.engines.onnx_file import (
     ATTRIBUTE,
@@ -106,6 +106,11 @@ class Graph:
                 found.setdefault(name, []).append((node, place))
         return found
 
+    def import_domain(self, domain: str, version: int) -> None:
+        """Say in the file that it uses operators of another domain."""
+        imported = bytes_field(1, _bytes(domain)) + int_field(2, version)
+        self._frame = replace(self._frame, head=self._frame.head + bytes_field(8, imported))
+
     def content(self) -> bytes:
         """The bytes of an ONNX file with this graph in it."""
         frame = self._frame
@@ -160,6 +165,18 @@ def float_of(attribute: bytes) -> float:
             (value,) = struct.unpack_from("<f", attribute, place)
             return float(value)
     return 0.0
+
+
+def ints_of(attribute: bytes) -> list[int]:
+    """The integers an attribute holds in its list."""
+    reader, found = WireReader(attribute, MAX_FIELDS), list[int]()
+    for number, a, end in reader.walk(0, len(attribute), ATTRIBUTE):
+        if number == 8 and end < 0:
+            found.append(a)
+        while number == 8 and a < end:
+            value, a = reader.varint(a, end)
+            found.append(value)
+    return found
 
 
 def has_tensor(attribute: bytes) -> bool:

@@ -8,6 +8,7 @@ of every enumeration with their numbers.
 """
 
 import ast
+import importlib
 import inspect
 import json
 import re
@@ -233,6 +234,17 @@ def enumerations(module: ModuleType) -> Iterator[Any]:
             yield from (found for found in (kind, *within) if hasattr(found, "__members__"))
 
 
+def public_plugin_names() -> str:
+    """Stub of `tensorrt.plugin`, whose own modules put their public names into it as they run."""
+    sys.modules["tensorrt"] = importlib.import_module("tensorrt_bindings")
+    plugin = importlib.import_module("tensorrt_bindings.plugin")
+    lines = []
+    for name in plugin.__all__:
+        module = getattr(plugin, name).__module__.rpartition(".")[2]
+        lines.append(f"from tensorrt.plugin.{module} import {name} as {name}\n")
+    return "".join(sorted(lines))
+
+
 def main(folder: Path) -> None:
     import tensorrt_bindings
 
@@ -243,9 +255,10 @@ def main(folder: Path) -> None:
     (folder / "tensorrt" / "__init__.pyi").write_text(text)
     plugin = Path(str(tensorrt_bindings.__file__)).parent / "plugin"
     (folder / "tensorrt" / "plugin").mkdir()
-    for source in plugin.glob("*.py"):
-        text = "# mypy: ignore-errors\n" + source.read_text()
+    for source in plugin.glob("_[!_]*.py"):
+        text = "# mypy: ignore-errors, implicit-reexport\n" + source.read_text()
         (folder / "tensorrt" / "plugin" / source.name).write_text(text)
+    (folder / "tensorrt" / "plugin" / "__init__.pyi").write_text(public_plugin_names())
     report = {
         "version": tensorrt_bindings.__version__,
         "parsed": stubs.parsed,
