@@ -57,6 +57,7 @@ TENSORRT_ONLY = (
     "stripped",
     "no_tf32",
     "build_route",
+    "trust",
 )
 _ARCH = re.compile(r"[0-9]{2,3}", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,6})([KMGT]?)", re.ASCII)
@@ -182,6 +183,12 @@ def add_tensorrt_arguments(group: "argparse._ArgumentGroup") -> None:
         metavar="KNOBS",
         help="of TensorRT's compiler, written --build-route=-conv_use_long_w=off",
     )
+    add(
+        "--trust",
+        action="store_true",
+        default=None,
+        help="run engines in DIR that somebody else built, where they fit: they are native code",
+    )
 
 
 def _tensorrt(found: argparse.Namespace) -> int:
@@ -206,6 +213,7 @@ def _tensorrt(found: argparse.Namespace) -> int:
             device=device,
             made_by=f"diffusion-rt {__version__}",
             force=found.force,
+            trust=bool(found.trust),
             report=report,
             say=(lambda line: None) if quiet else _say,
         )

@@ -18,10 +18,12 @@ from diffusion_rt.engines.trt.library import require_tensorrt, version_of
 from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.places import folder_to_build
 from diffusion_rt.engines.trt.plan_file import (
+    NotOurs,
     PlanHeader,
     open_plan,
     plan_path,
     read_header,
+    trust_plan,
     write_plan,
 )
 from diffusion_rt.engines.trt.prepare import Prepared, prepare
@@ -72,14 +74,16 @@ def build(
     made_by: str,
     graphs: Sequence[str] | None = None,
     force: bool = False,
+    trust: bool = False,
     report: Report = lambda stage, done, total: None,
     say: Say = lambda line: None,
 ) -> Summary:
     """Build the engines of `graphs` (all that the model has) where there is no such plan yet.
 
-    `force` builds them anyway. `report` hears of stages `verify` and `check` (bytes) and of each
-    graph that is built (per mille); `say` of what a person wants to know. Ctrl-C ends it soon,
-    with what was finished kept and nothing else left. Raises BadInput where TensorRT is missing,
+    `force` builds them anyway; `trust` keeps plans that somebody else built, where they fit.
+    `report` hears of stages `verify` and `check` (bytes) and of each graph that is built (per
+    mille); `say` of what a person wants to know. Ctrl-C ends it soon, with what was finished kept
+    and nothing else left. Raises BadInput where TensorRT is missing,
     another build is under way or the options do not fit this GPU, and OutOfMemory.
     """
     machine = Machine(
@@ -90,7 +94,9 @@ def build(
     with locked(folder, "building engines", key="build"):
         remove_partials(folder)
         _verify(model, report)
-        maker = _Maker(model, coverage, options, device, machine, folder, made_by, report, say)
+        maker = _Maker(
+            model, coverage, options, device, machine, folder, made_by, trust, report, say
+        )
         wanted = [g for g in GRAPHS if g in (graphs or model.manifest.graphs)]
         built = tuple(maker.make(graph, force=force) for graph in wanted)
     maker.tell_of_timings()
@@ -138,6 +144,7 @@ class _Maker:
     machine: Machine
     folder: Path
     made_by: str
+    trust: bool
     report: Report
     say: Say
     timings: TimingCache | None = None
@@ -187,8 +194,15 @@ class _Maker:
                 done += count
                 self.report("check", done, total)
 
-            with open_plan(self.folder, graph, progress):
-                return header
+            try:
+                with open_plan(self.folder, graph, progress):
+                    return header
+            except NotOurs:
+                if not self.trust:
+                    raise
+            trust_plan(self.folder, graph, progress)
+            self.say(f"{graph}: trusted from now on")
+            return header
         except BadInput as damaged:
             self.say(f"{graph}: built anew ({damaged})")
             return None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import tensorrt as trt
 
-from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.errors import Fault, shown
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.engines.trt.messages import Messages
 from diffusion_rt.engines.trt.prepare import Prepared
@@ -70,10 +70,9 @@ class Network:
         reasons = [self._parser.get_error(i) for i in range(self._parser.num_errors)]
         reason = messages.reason()
         if reasons:
-            first = reasons[0]
-            node = (
-                f"node {first.node_name()} ({first.node_operator()}): " if first.node() >= 0 else ""
-            )
+            first, node = reasons[0], ""
+            if first.node() >= 0:
+                node = f"node {shown(first.node_name())} ({first.node_operator()}): "
             more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
             reason = f"{node}{' '.join(first.desc().split())[:300]}{more}"
         where = f"{self._file}: {what}: " if what else f"{self._file}: "

@@ -10,6 +10,7 @@ from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.options import Compatibility
+from diffusion_rt.engines.trt.plan_file import is_ours
 
 
 def target_name(machine: Machine, compatibility: Compatibility) -> str:
@@ -59,8 +60,9 @@ def folders_to_load(model: ModelFolder, machine: Machine) -> list[Path]:
 
 
 def has_plans(model: ModelFolder) -> bool:
-    """Whether a UNet's plan lies anywhere for this model, for whatever machine."""
-    return any(found for place in _places(model) for found in place.glob("*/unet_step.plan"))
+    """Whether a UNet's plan of this user's lies anywhere for this model, for whatever machine."""
+    found = [plan for place in _places(model) for plan in place.glob("*/unet_step.plan")]
+    return any(is_ours(plan.parent, "unet_step") for plan in found)
 
 
 def _places(model: ModelFolder) -> list[Path]:

@@ -5,13 +5,13 @@
          8      4  version of this layout, little-endian
         12      4  length of the header
         16     32  sha256 of the header
-        48      …  header: JSON of `PlanHeader`
+        48     32  seal of the user who built it, over that hash
+        80      …  header: JSON of `PlanHeader`, with the sha256 of the plan
                    zeros to the next multiple of 4096
                 …  the plan, to the end of the file
 
-A plan is native code that TensorRT would run without a check of its own; not one byte of it is
-shown to TensorRT before its hash is verified. The hash guards against damage and mix-ups. Who may
-write to the folder can replace plan and hash alike: that is a matter of the folder's permissions.
+A plan is native code that TensorRT would run without a check of its own: not one byte of it is
+shown to TensorRT before its hash is verified, and the seal on the hash.
 """
 
 import errno
@@ -32,6 +32,7 @@ from diffusion_rt.engines.artefact import Progress, read_exactly, reading, writi
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.spec import TensorSpec
+from diffusion_rt.engines.trt import seal
 from diffusion_rt.engines.trt.key import Key, Machine
 from diffusion_rt.engines.typed_json import Between, Line, Sha256, decode, encode
 
@@ -41,7 +42,7 @@ PAGE = 4096
 MAX_HEADER = 4_000_000
 MAX_PLAN = 1 << 40
 
-_FIXED = len(MAGIC) + 4 + 4 + 32
+_FIXED = len(MAGIC) + 4 + 4 + 32 + seal.BYTES
 _BLOCK = 8 << 20
 
 Bytes = Annotated[int, Between(0, MAX_PLAN)]
@@ -82,6 +83,10 @@ class Plan:
     data: memoryview
 
 
+class NotOurs(BadInput):
+    """A plan that this user neither built nor trusted."""
+
+
 def plan_path(folder: Path, graph: str) -> Path:
     """Where the plan of a graph lies in a folder of plans."""
     return folder / f"{graph}.plan"
@@ -110,35 +115,86 @@ def write_plan(folder: Path, header: PlanHeader, data: memoryview | bytes) -> Pa
 def read_header(folder: Path, graph: str) -> PlanHeader | None:
     """What the plan of a graph says of itself; None where there is none.
 
-    The plan's own bytes are not read, only counted. Raises BadInput where the file is damaged.
+    The plan's own bytes are not read, only counted, and its seal is not looked at. Raises BadInput
+    where the file is damaged.
     """
     path = plan_path(folder, graph)
     if not os.path.lexists(path):
         return None
     with reading(path, follow_links=False) as file:
-        return _read_header(file, path, graph)[0]
+        return _read_start(file, path, graph).header
+
+
+def is_ours(folder: Path, graph: str) -> bool:
+    """Whether there is a plan of a graph that this user built or trusts, by its header alone."""
+    path = plan_path(folder, graph)
+    try:
+        with reading(path, follow_links=False) as file:
+            start = _read_start(file, path, graph)
+        return seal.is_ours(start.digest, start.seal)
+    except BadInput:
+        return False
 
 
 @contextmanager
 def open_plan(folder: Path, graph: str, progress: Progress | None = None) -> Iterator[Plan]:
-    """The plan of a graph, mapped and its hash verified, for the block.
+    """The plan of a graph, mapped, its seal and its hash verified, for the block.
 
-    `progress` hears of the bytes hashed. Raises BadInput where there is none, and where one byte of
-    it is not as it was written.
+    `progress` hears of the bytes hashed. Raises BadInput where there is none, where this user has
+    not built it (nor called `trust_plan`), and where one byte of it is not as it was written.
     """
     path = plan_path(folder, graph)
     if not os.path.lexists(path):
         raise BadInput(f"{path}: no such plan; make it by diffusion-rt build DIR --engine trt")
     with reading(path, follow_links=False) as file:
-        header, offset = _read_header(file, path, graph)
-        with (
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as whole,
-            whole[offset:] as data,
-        ):
-            if _sha256(data, progress) != header.plan_sha256:
-                raise BadInput(_damaged(path, "its bytes changed since it was written (sha256)"))
-            yield Plan(path, header, data)
+        start = _read_start(file, path, graph)
+        if not seal.is_ours(start.digest, start.seal):
+            raise NotOurs(
+                f"{path} was not built by you here, and a plan is code that is run; build it "
+                "again, or where you know its builder: diffusion-rt build DIR --engine trt --trust"
+            )
+        with _mapped(file, path, start, progress) as plan:
+            yield plan
+
+
+def trust_plan(folder: Path, graph: str, progress: Progress | None = None) -> bool:
+    """Put this user's seal on the plan of a graph; False where it bears it already.
+
+    Raises BadInput where there is none, or one byte of it is not as it was written.
+    """
+    path = plan_path(folder, graph)
+    with reading(path, follow_links=False) as file:
+        start = _read_start(file, path, graph)
+        if seal.is_ours(start.digest, start.seal):
+            return False
+        with _mapped(file, path, start, progress) as plan:
+            write_plan(folder, plan.header, plan.data)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What stands before the plan in its file."""
+
+    header: PlanHeader
+    digest: bytes  # of the header
+    seal: bytes
+    offset: int  # where the plan starts
+
+
+@contextmanager
+def _mapped(
+    file: io.FileIO, path: Path, start: _Start, progress: Progress | None
+) -> Iterator[Plan]:
+    """The plan itself, its hash verified."""
+    with (
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as whole,
+        whole[start.offset :] as data,
+    ):
+        if _sha256(data, progress) != start.header.plan_sha256:
+            raise BadInput(_damaged(path, "its bytes changed since it was written (sha256)"))
+        yield Plan(path, start.header, data)
 
 
 def check_usable(header: PlanHeader, path: Path, model: ModelFolder, machine: Machine) -> None:
@@ -186,26 +242,28 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _start(text: bytes) -> bytes:
     """All bytes of a file before its plan."""
+    digest = hashlib.sha256(text).digest()
     head = (
         MAGIC
         + VERSION.to_bytes(4, "little")
         + len(text).to_bytes(4, "little")
-        + hashlib.sha256(text).digest()
+        + digest
+        + seal.seal_of(digest)
         + text
     )
     return head + bytes(-len(head) % PAGE)
 
 
-def _read_header(file: io.FileIO, path: Path, graph: str) -> tuple[PlanHeader, int]:
-    """The header of an open plan file, and where the plan itself starts."""
+def _read_start(file: io.FileIO, path: Path, graph: str) -> _Start:
+    """What stands before the plan in an open file; the seal is not looked at."""
     size = os.fstat(file.fileno()).st_size
     if size < _FIXED:
         raise BadInput(_damaged(path, f"it is cut short at {size} bytes"))
-    start = read_exactly(file, _FIXED, path)
-    if not start.startswith(MAGIC):
+    fixed = read_exactly(file, _FIXED, path)
+    if not fixed.startswith(MAGIC):
         raise BadInput(_damaged(path, "it is no plan file of diffusion-rt"))
-    version = int.from_bytes(start[8:12], "little")
-    length = int.from_bytes(start[12:16], "little")
+    version = int.from_bytes(fixed[8:12], "little")
+    length = int.from_bytes(fixed[12:16], "little")
     if version != VERSION:
         raise BadInput(
             f"{path}: written by another diffusion-rt (plan file version {version}, this one reads "
@@ -215,7 +273,8 @@ def _read_header(file: io.FileIO, path: Path, graph: str) -> tuple[PlanHeader, i
     if length > MAX_HEADER or size < offset:
         raise BadInput(_damaged(path, f"its header does not fit its {size} bytes"))
     text = read_exactly(file, length, path)
-    if hashlib.sha256(text).digest() != start[16:48]:
+    digest = hashlib.sha256(text).digest()
+    if digest != fixed[16:48]:
         raise BadInput(_damaged(path, "its header changed since it was written (sha256)"))
     if any(read_exactly(file, offset - _FIXED - length, path)):
         raise BadInput(_damaged(path, "bytes between header and plan"))
@@ -224,7 +283,7 @@ def _read_header(file: io.FileIO, path: Path, graph: str) -> tuple[PlanHeader, i
         raise BadInput(f"{path} holds the plan of {header.key.graph}; build both again")
     if offset + header.plan_bytes != size:
         raise BadInput(_damaged(path, f"{size} bytes, wants {offset + header.plan_bytes}"))
-    return header, offset
+    return _Start(header, digest, fixed[48:], offset)
 
 
 def _parse(text: bytes, what: str) -> PlanHeader:

@@ -191,6 +191,25 @@ def test_a_damaged_plan_is_built_anew(small: ModelFolder, device: Simulator) -> 
         assert unpack(bytes(plan.data)) is not None
 
 
+def test_engines_that_somebody_else_built(
+    small: ModelFolder, device: Simulator, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))
+        small_build(small, device)
+    said: list[str] = []
+    trusted = small_build(small, device, trust=True, say=said.append)
+    assert all(built.kept for built in trusted.built)
+    assert said == [f"{graph}: trusted from now on" for graph in SMALL_GRAPHS]
+    assert all(built.kept for built in small_build(small, device).built)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "third"))
+        said.clear()
+        anew = small_build(small, device, say=said.append)
+    assert not any(built.kept for built in anew.built)
+    assert "was not built by you here" in said[0]
+
+
 def test_settings_reach_the_builder(small: ModelFolder, device: Simulator) -> None:
     builder = BuilderOptions(
         optimization_level=1,
