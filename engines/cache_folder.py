@@ -15,8 +15,8 @@ def cache_folder(name: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-rt"
     folder = base / name
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for place in (base, folder):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
             found = place.stat()
             if found.st_uid not in (os.getuid(), 0):
                 raise BadInput(f"{place} belongs to another user; set XDG_CACHE_HOME to a folder")

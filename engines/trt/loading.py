@@ -40,13 +40,13 @@ def load_plan(
     OutOfMemory, and Fault where TensorRT refuses a plan that should fit.
     """
     messages.forget()
+    free = device.memory().free  # which also makes its context this thread's
     runtime = trt.Runtime(messages)
     with open_plan(folder, graph, progress) as plan:
         header = plan.header
         check_usable(header, plan.path, model, machine)
         # Its code is our own machine's or that of who may write to the folder, as the plan's is.
         runtime.engine_host_code_allowed = header.key.builder.version_compatible
-        free = device.memory().free
         engine = runtime.deserialize_cuda_engine(plan.data)
     if engine is None:
         if messages.out_of_memory():

@@ -1,69 +1,81 @@
-"""Kernels on a device: loaded once, from PTX where the driver refuses the chip's own image."""
+"""A device with the kernels that were loaded on it."""
 
-import logging
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from diffusion_rt.engines.device.gpu import NEWER, Gpu
-from diffusion_rt.engines.errors import Fault
+from diffusion_rt.engines.device import gpu as gpu_module
+from diffusion_rt.engines.device.errors import translated
+from diffusion_rt.engines.device.gpu import Gpu, open_gpu
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
-from diffusion_rt.kernels.driver import BadImage
+from diffusion_rt.kernels.compile import CompileError
 from diffusion_rt.kernels.driver.simulator import Simulator
-from diffusion_rt.kernels.driver.simulator.module import Lookup
+from support.device_graphs import HostImages
 
-SELECT, STEP = CATALOGUE["select_rows"], CATALOGUE["guided_step.float16"]
+SELECT = CATALOGUE["select_rows"]
 
 
-class Images:
-    """Images that say what they are."""
+class Counted(HostImages):
+    """Notes what is asked for."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
     def image(self, variant: Variant, arch: int) -> bytes:
         self.asked.append((variant.name, arch))
-        return b"ptx" if arch == NEWER else b"cubin"
+        return super().image(variant, arch)
 
 
-def gpu(*refused: bytes, arch: int = 90) -> tuple[Gpu, Images]:
-    def open_image(image: bytes) -> Lookup:
-        if image in refused:
-            raise BadImage("made by too new a compiler")
-        return lambda name: lambda launch, packed: None
-
-    images = Images()
-    return Gpu(Simulator(arch=arch, open_image=open_image), images), images
-
-
-def test_a_kernel_is_loaded_once() -> None:
-    device, images = gpu()
-    assert device.kernel(SELECT) is device.kernel(SELECT)
-    assert images.asked == [("select_rows", 90)]
+def test_each_kernel_is_loaded_once() -> None:
+    images = Counted()
+    gpu = Gpu(Simulator(arch=89), images)
+    assert gpu.kernel(SELECT) is gpu.kernel(SELECT)
+    assert gpu.kernel(SELECT).name == "select_rows"
+    assert images.asked == [("select_rows", 89)]
+    gpu.close()
 
 
-def test_where_the_driver_refuses_the_image_it_compiles_ptx_and_that_is_said_once(
-    caplog: pytest.LogCaptureFixture,
+def test_a_kernel_that_cannot_be_compiled_says_the_way_out() -> None:
+    class NoCompiler:
+        def image(self, variant: Variant, arch: int) -> bytes:
+            raise CompileError("no CUDA compiler: pip install nvidia-cuda-nvrtc")
+
+    with Gpu(Simulator(), NoCompiler()).device as device:
+        gpu = Gpu(device, NoCompiler())
+        with pytest.raises(BadInput, match="kernel select_rows: no CUDA compiler: pip install"):
+            gpu.kernel(SELECT)
+
+
+def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(ordinal: int) -> None:
+        raise driver.NoDriver("no NVIDIA driver here; install one")
+
+    monkeypatch.setattr(gpu_module, "open_device", missing)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(BadInput, match="the GPU: no NVIDIA driver here; install one"):
+        open_gpu()
+    assert not list(tmp_path.iterdir()), "nothing is made where there is no GPU"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (driver.OutOfMemory("spent"), OutOfMemory),
+        (driver.NoDriver("none"), BadInput),
+        (CompileError("broken"), BadInput),
+        (driver.DeviceLost("gone"), Fault),
+        (driver.Misuse("wrong"), Fault),
+        (driver.BadImage("foreign"), Fault),
+    ],
+)
+def test_errors_of_a_device_are_told_in_the_users_two_kinds(
+    error: Exception, kind: type[Exception]
 ) -> None:
-    device, images = gpu(b"cubin")
-    with caplog.at_level(logging.WARNING):
-        device.kernel(SELECT)
-        device.kernel(STEP)
-    assert images.asked == [
-        (variant.name, arch) for variant in (SELECT, STEP) for arch in (90, NEWER)
-    ]
-    assert len(caplog.records) == 1
-    assert "update it" in caplog.text
-
-
-def test_what_is_refused_as_ptx_too_is_an_error() -> None:
-    device, _ = gpu(b"cubin", b"ptx")
-    with pytest.raises(Fault, match="kernel select_rows: made by too new a compiler"):
-        device.kernel(SELECT)
-
-
-def test_instructions_of_one_chip_have_no_ptx() -> None:
-    device, images = gpu(b"cubin")
-    with pytest.raises(Fault, match="kernel select_rows"):
-        device.kernel(replace(SELECT, suffix="a", archs=(90,)))
-    assert len(images.asked) == 1
+    with pytest.raises(kind) as caught, translated("denoise"):
+        raise error
+    assert str(caught.value) == f"denoise: {error}"
+    assert type(caught.value) is kind
+    with pytest.raises(ValueError, match="ours"), translated("denoise"):
+        raise ValueError("ours")
