@@ -2,6 +2,7 @@
 
 from diffusion_rt.kernels import (
     attention_plugin,
+    attention_sm90,
     attention_tactics,
     conv,
     conv_sm90,
@@ -63,6 +64,7 @@ CATALOGUE = {
     for variant in (
         *_of_elements("float16"),
         *_of_elements("float32"),
+        *attention_sm90.VARIANTS,
         *attention_tactics.VARIANTS,
         *attention_plugin.VARIANTS,
         *conv.VARIANTS,

@@ -18,10 +18,9 @@ from diffusion_rt.kernels.tactic import Encode, Operands
 from diffusion_rt.kernels.tiles_sm90 import (
     ARCH,
     DEPTH,
-    ELEMENTS,
+    OF_CONVOLUTIONS,
     REGISTERS,
     THREADS,
-    TILES,
     Cut,
     Tile,
     cuts,
@@ -191,11 +190,11 @@ def tactics(
         return ()
     parities = 4 if of.enlarged else 1
 
-    def tiles(tile: Tile) -> int:
+    def count(tile: Tile) -> int:
         return of.images * parities * boxes(of, tile).count * -(-of.filters // tile.columns)
 
     blocks = of.kernel[0] * of.kernel[1] * sum(-(-width // DEPTH) for width in widths)
-    found = cuts(tiles, blocks, geglu=False, limits=limits)
+    found = cuts(OF_CONVOLUTIONS[of.dtype], count, blocks, limits)
     return tuple(Sm90Convolution(of, cut, limits) for cut in found)
 
 
@@ -212,6 +211,6 @@ VARIANTS = tuple(
         archs=(ARCH,),
         suffix="a",
     )
-    for dtype in ELEMENTS
-    for tile in TILES
+    for dtype, tiles in OF_CONVOLUTIONS.items()
+    for tile in tiles
 )

@@ -17,10 +17,9 @@ from diffusion_rt.kernels.tactic import Encode, Operands
 from diffusion_rt.kernels.tiles_sm90 import (
     ARCH,
     DEPTH,
-    ELEMENTS,
+    OF_PRODUCTS,
     REGISTERS,
     THREADS,
-    TILES,
     Cut,
     Tile,
     cuts,
@@ -136,10 +135,10 @@ def tactics(product: Product, limits: Limits) -> tuple[Sm90Product, ...]:
     if not fits or activation not in ("none", "geglu"):
         return ()
     found = cuts(
+        [tile for tile in OF_PRODUCTS[product.dtype] if tile.takes(activation == "geglu")],
         lambda tile: -(-product.rows // tile.rows) * -(-product.columns // tile.columns),
         sum(-(-width // DEPTH) for width in widths(product)),
-        geglu=activation == "geglu",
-        limits=limits,
+        limits,
     )
     return tuple(Sm90Product(product, cut, limits) for cut in found)
 
@@ -185,8 +184,8 @@ VARIANTS = tuple(
         archs=(ARCH,),
         suffix="a",
     )
-    for dtype in ELEMENTS
-    for tile in TILES
+    for dtype, tiles in OF_PRODUCTS.items()
+    for tile in tiles
     for geglu in (False, True)
     if tile.takes(geglu)
 )

@@ -1,6 +1,6 @@
 """Tiles of a product on sm_90a: how a persistent block shares one out, and what fills the chip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 
@@ -132,19 +132,18 @@ class Cut:
 
 
 def cuts(
-    tiles: Callable[[Tile], int], blocks: int, *, geglu: bool, limits: Limits
+    tiles: Iterable[Tile], count: Callable[[Tile], int], blocks: int, limits: Limits
 ) -> tuple[Cut, ...]:
-    """All cuts worth measuring, the likely fastest first; `tiles` counts them for a tile.
+    """All cuts worth measuring, the likely fastest first; `count` gives the number of a tile.
 
     The depth is split only where whole tiles fill the chip badly.
     """
     found: dict[tuple[str, int], Cut] = {}
-    for tile, wanted in product(TILES, SPLITS):
-        count = tiles(tile)
-        each = -(-blocks // wanted)
-        cut = Cut(tile, count, blocks, -(-blocks // each))
-        few = count < 2 * limits.multiprocessors and each >= LEAST_BLOCKS
-        if tile.takes(geglu) and (cut.splits == 1 or few):
+    for tile, wanted in product(tiles, SPLITS):
+        number, each = count(tile), -(-blocks // wanted)
+        cut = Cut(tile, number, blocks, -(-blocks // each))
+        few = number < 2 * limits.multiprocessors and each >= LEAST_BLOCKS
+        if cut.splits == 1 or few:
             found[tile.name, cut.splits] = cut
     return tuple(sorted(found.values(), key=lambda cut: cut.cycles(limits)))
 
@@ -156,10 +155,13 @@ def suits(dtype: str, rows: int, columns: int, widths: tuple[int, ...], limits: 
     return limits.arch == ARCH and dtype in ELEMENTS and enough
 
 
-TILES = (
-    Tile(128, 160),
-    Tile(128, 256),
-    Tile(128, 128),
-    Tile(256, 80),
-    Tile(64, 160, 1),
-)
+# 128 x 160 makes 128 tiles of SDXL's 2,048 x 1,280, for 132 multiprocessors; bfloat16 is the VAE's.
+_OF_BOTH = (Tile(128, 256), Tile(128, 128))
+OF_CONVOLUTIONS = {
+    "float16": (Tile(128, 160), *_OF_BOTH, Tile(64, 160, 1)),
+    "bfloat16": _OF_BOTH,
+}
+OF_PRODUCTS = {
+    "float16": (*OF_CONVOLUTIONS["float16"], Tile(256, 80)),
+    "bfloat16": _OF_BOTH,
+}

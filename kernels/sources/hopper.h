@@ -70,6 +70,11 @@ __device__ __forceinline__ void group_barrier(int name, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
+// Counts in for the same barrier without waiting.
+__device__ __forceinline__ void group_arrive(int name, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
@@ -117,6 +122,13 @@ __device__ __forceinline__ void settle(float (&registers)[count]) {
 #pragma unroll
     for (int i = 0; i < count; i++) asm volatile("" : "+f"(registers[i])::"memory");
 }
+template <int count>
+__device__ __forceinline__ void settle(unsigned (&fragments)[count][4]) {
+#pragma unroll
+    for (int i = 0; i < count; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) asm volatile("" : "+r"(fragments[i][j])::"memory");
+}
 
 // Registers of each thread of this warpgroup from here on.
 template <int count>
@@ -154,4 +166,10 @@ __device__ __forceinline__ void require_aligned(const void* memory) {
 __device__ __forceinline__ Descriptor rows_of_128(unsigned address) {
     return Descriptor((address & 0x3FFFFu) >> 4) | Descriptor(1) << 16 | Descriptor(1024 >> 4) << 32 |
            Descriptor(1) << 62;
+}
+// The same tile with K from row to row and columns of B along a row (wgmma_across). B of more than 64
+// columns goes on in another tile, `leading` bytes further. A step of 16 along K is 16 rows: + 128.
+__device__ __forceinline__ Descriptor columns_of_128(unsigned address, unsigned leading) {
+    return Descriptor((address & 0x3FFFFu) >> 4) | Descriptor(leading >> 4) << 16 |
+           Descriptor(1024 >> 4) << 32 | Descriptor(1) << 62;
 }

@@ -327,6 +327,8 @@ static bool advance_hopper() {
 }
 static const char* end_hopper() {
     if (!tiles.empty()) return "a block ended before its copies of tiles";
+    for (const Named& each : named)
+        if (each.arrived) return "a block ended with a named barrier half reached";
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
     for (unsigned i = 0; i < threads; i++) {
         if (!products[i].open.empty() || !products[i].groups.empty())
@@ -357,7 +359,7 @@ static inline void barrier_wait(Barrier* barrier, unsigned parity) {
     host::wait_until({host::phase_ended, barrier, parity, "a wait for a phase that never ends"});
 }
 
-static inline void group_barrier(int name, int threads) {
+static inline unsigned count_in(int name, int threads) {
     host::Named& own = host::named[name];
     host::require(name > 0 && name < 16 && threads % 32 == 0, "no named barrier of whole warps");
     host::require(!own.arrived || int(own.threads) == threads,
@@ -368,7 +370,13 @@ static inline void group_barrier(int name, int threads) {
         own.arrived = 0;
         own.turn++;
     }
-    host::wait_until({host::turned, &own.turn, turn, "a named barrier that too few threads reach"});
+    return turn;
+}
+static inline void group_arrive(int name, int threads) { count_in(name, threads); }
+static inline void group_barrier(int name, int threads) {
+    const unsigned turn = count_in(name, threads);
+    host::wait_until({host::turned, &host::named[name].turn, turn,
+                      "a named barrier that too few threads reach"});
 }
 
 static inline void require_aligned(const void* memory) {
@@ -402,6 +410,8 @@ static inline void wgmma_wait() {
 }
 template <int count>
 static inline void settle(float (&)[count]) {}
+template <int count>
+static inline void settle(unsigned (&)[count][4]) {}
 
 template <class T>
 static float widened(uint16_t bits) {
@@ -410,6 +420,13 @@ static float widened(uint16_t bits) {
 template <class T, int N>
 static inline void wgmma(float (&d)[N / 2], Descriptor a, Descriptor b, int accumulate) {
     host::begin_product({d, N, accumulate, nullptr, a, b, false, widened<T>});
+}
+
+// The registers of A are read when the product is done: they must stay as they are until its wait.
+template <class T, int N>
+static inline void wgmma_across(float (&d)[N / 2], const unsigned (&a)[4], Descriptor b,
+                                int accumulate) {
+    host::begin_product({d, N, accumulate, &a, 0, b, true, widened<T>});
 }
 
 template <int count>

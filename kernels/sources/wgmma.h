@@ -56,6 +56,37 @@ WGMMA_OF_BOTH(160, D0 ", " D1 ", " D2 ", " D3 ", " D4 ", " D5 ", " D6 ", " D7 ",
 WGMMA_OF_BOTH(256, D0 ", " D1 ", " D2 ", " D3 ", " D4 ", " D5 ", " D6 ", " D7 ", " D8 ", " D9 ", " D10 ", " D11 ", " D12 ", " D13 ", " D14 ", " D15, "%128", "%129", "%130",
               EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56), EIGHT(64), EIGHT(72), EIGHT(80), EIGHT(88), EIGHT(96), EIGHT(104), EIGHT(112), EIGHT(120))
 
+// A from registers, B with its columns along the rows of shared memory: the last number is 1.
+#define WGMMA_ACROSS(T, TYPE, N, REGISTERS, A, B, P, ...)                                          \
+    template <>                                                                                   \
+    __device__ __forceinline__ void wgmma_across<T, N>(float (&d)[N / 2], const unsigned (&a)[4], \
+                                                       Descriptor b, int accumulate) {            \
+        asm volatile(                                                                             \
+            "{\n"                                                                                 \
+            ".reg .pred accumulate;\n"                                                            \
+            "setp.ne.b32 accumulate, " P ", 0;\n"                                                 \
+            "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS         \
+            "}, {" A "}, " B ", accumulate, 1, 1, 1;\n"                                           \
+            "}"                                                                                   \
+            : __VA_ARGS__                                                                         \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));               \
+    }
+#define WGMMA_ACROSS_OF_BOTH(N, REGISTERS, A, B, P, ...)          \
+    WGMMA_ACROSS(half, "f16", N, REGISTERS, A, B, P, __VA_ARGS__) \
+    WGMMA_ACROSS(bfloat16, "bf16", N, REGISTERS, A, B, P, __VA_ARGS__)
+
+template <class T, int N>
+__device__ __forceinline__ void wgmma_across(float (&d)[N / 2], const unsigned (&a)[4], Descriptor b,
+                                             int accumulate);
+WGMMA_ACROSS_OF_BOTH(64, D0 ", " D1 ", " D2 ", " D3,
+                     "%32, %33, %34, %35", "%36", "%37",
+                     EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24))
+WGMMA_ACROSS_OF_BOTH(128, D0 ", " D1 ", " D2 ", " D3 ", " D4 ", " D5 ", " D6 ", " D7,
+                     "%64, %65, %66, %67", "%68", "%69",
+                     EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56))
+
+#undef WGMMA_ACROSS_OF_BOTH
+#undef WGMMA_ACROSS
 #undef WGMMA_OF_BOTH
 #undef WGMMA
 #undef EIGHT

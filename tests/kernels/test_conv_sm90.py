@@ -17,14 +17,15 @@ from diffusion_rt.kernels.driver import limits_of
 from diffusion_rt.kernels.epilogue import Epilogue
 from diffusion_rt.kernels.gemm_sm90 import Sm90Product
 from diffusion_rt.kernels.tactic import Operands
-from diffusion_rt.kernels.tiles_sm90 import DEPTH, TILES, Cut, Tile
+from diffusion_rt.kernels.tiles_sm90 import DEPTH, OF_CONVOLUTIONS, Cut, Tile
 from support.kernel_bench import KernelBench
 from support.products import plain_epilogue, plain_sums, read, rounded, storage, stored
 
 Array = NDArray[Any]
 CHIP = limits_of(90)
 ONE = replace(CHIP, multiprocessors=1)  # so that a block goes on from tile to tile
-SMALL = TILES[-1]
+TILES = OF_CONVOLUTIONS["float16"]
+SMALL = Tile(64, 160, 1)
 BENCHES: dict[str, KernelBench] = {}
 
 
