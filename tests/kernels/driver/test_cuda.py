@@ -157,6 +157,11 @@ def test_a_whole_denoise_runs_through_the_bindings(bindings: Any, stub: Path) ->
     _pytest(stub, "../test_step_loop.py", "-k", "None or many or break")
 
 
+def test_tensor_maps_reach_kernels_through_the_bindings(bindings: Any, stub: Path) -> None:
+    """What the driver encoded goes by value into the kernel's parameters."""
+    _pytest(stub, "../test_conv_sm90.py", "-k", "all_of_an_epilogue")
+
+
 @pytest.mark.parametrize(
     ("file", "right", "wrong"),
     [
