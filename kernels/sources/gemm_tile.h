@@ -292,8 +292,7 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
             stage + own_a, stage + own_w, next + own_a, next + own_w,
             [&] { copy(block + STAGES - 1); }, wait);
     }
-    wait_copies<0>();
-    __syncthreads();
+    // The last wait came after all that is read of the ring, and no copy is under way.
 
     const bool split = gridDim.y > 1;
     const bool gated = with.activation == kGeglu;

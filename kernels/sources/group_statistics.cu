@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(kMostThreads, 1)
                 part[j] = load_fresh(parts + group * gridDim.x + j * kWarp + at);
         const auto weight = [&](int j) {
             const int left = pixels - (j * kWarp + at) * chunk_pixels;
-            return float(left < 0 ? 0 : left < chunk_pixels ? left : chunk_pixels);
+            return float(left < chunk_pixels ? left : chunk_pixels);
         };
 #pragma unroll
         for (int j = 0; j < kMostChunks / kWarp; j++)

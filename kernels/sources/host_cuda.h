@@ -83,6 +83,7 @@ static bool backwards;
 static void (*body)(void*);
 static void* body_arguments;
 static const char* failure;
+static unsigned long bank_conflicts;  // of this launch: times that ldmatrix had to go again
 static unsigned block_number;  // of this launch, and never again of another
 alignas(1024) static char dynamic_shared[kMostShared + kGuard];
 static size_t dynamic_bytes;
@@ -268,6 +269,7 @@ static const char* run_grid(const unsigned* grid, const unsigned* block, size_t 
     if (shared_bytes > kMostShared) return "more shared memory in a block than any chip has";
     dynamic_bytes = shared_bytes;
     failure = nullptr;
+    bank_conflicts = 0;
     const size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
     for (size_t step = 0; step < blocks; step++) {
         const size_t i = backwards ? blocks - 1 - step : step;
@@ -278,6 +280,7 @@ static const char* run_grid(const unsigned* grid, const unsigned* block, size_t 
             return trouble;
         }
     }
+    if (bank_conflicts && getenv("HOST_CUDA_BANKS")) return "rows of a matrix in the same banks";
     return nullptr;
 }
 

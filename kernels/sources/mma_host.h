@@ -18,11 +18,22 @@ struct Row {
     unsigned short elements[8];
 };
 
+// The eight rows of a matrix are read at once where they lie in eight different groups of banks.
+static inline void count_conflicts(const Exchanged<SharedAddress>& rows, unsigned first) {
+    unsigned used[8] = {}, most = 0;
+    for (unsigned i = 0; i < 8; i++) {
+        const unsigned times = ++used[rows[first + i] / 16 % 8];
+        most = times > most ? times : most;
+    }
+    bank_conflicts += most - 1;
+}
+
 template <bool transposed, int count>
 static void load_matrices(unsigned (&to)[count], SharedAddress row, const char* what) {
     const unsigned lane = current % kLanes, g = lane / 4, t = lane % 4;
     const Exchanged<SharedAddress> rows = exchange(row, what);
     for (unsigned matrix = 0; matrix < count; matrix++) {
+        if (lane == 0) count_conflicts(rows, matrix * 8);
         unsigned short pair[2];
         for (unsigned i = 0; i < 2; i++) {
             const unsigned r = transposed ? 2 * t + i : g, c = transposed ? g : 2 * t + i;

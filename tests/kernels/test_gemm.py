@@ -1,7 +1,11 @@
 """`gemm` against its reference, on the host: every tile and type, epilogue, source and split."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ VARIANTS = [(tile, dtype) for dtype, made in tiles.OF_PRODUCTS.items() for tile 
 NAMES = [f"{tile.name}-{dtype}" for tile, dtype in VARIANTS]
 SMALL = tiles.OF_PRODUCTS["float32"][0]
 CHIP = limits_of(90)
+TESTS = Path(__file__).resolve().parents[1]
 
 BENCHES: dict[tuple[str, str], KernelBench] = {}
 
@@ -136,8 +141,11 @@ class Case:
 
 
 @pytest.mark.parametrize(("tile", "dtype"), VARIANTS, ids=NAMES)
-def test_every_variant_is_its_reference(tile: tiles.Tile, dtype: str) -> None:
+def test_every_variant_is_its_reference(
+    tile: tiles.Tile, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Past the edges of a tile, and a depth of more blocks than the ring has, the last not full."""
+    monkeypatch.setenv("HOST_CUDA_BANKS", "1")  # No two rows that are read at once share banks.
     sizes = {"rows": tile.rows + 3, "columns": tile.columns + 8, "depth": 168}
     Case(Product(dtype=dtype, **sizes, epilogue=Epilogue(bias=True))).check(tile)
 
@@ -148,6 +156,12 @@ def test_every_variant_is_its_reference(tile: tiles.Tile, dtype: str) -> None:
 )
 def test_sizes(dtype: str, rows: int, columns: int, depth: int) -> None:
     Case(Product(dtype=dtype, rows=rows, columns=columns, depth=depth)).check(SMALL)
+
+
+@pytest.mark.parametrize("rows", [600, 1030])
+def test_more_rows_of_tiles_than_a_band(rows: int) -> None:
+    """Bands of eight rows of tiles, the last of them not full."""
+    Case(Product(dtype="float16", rows=rows, columns=136, depth=8)).check(SMALL)
 
 
 @pytest.mark.parametrize("dtype", tiles.ELEMENTS)
@@ -213,6 +227,30 @@ def test_any_order_of_threads_and_blocks_gives_the_same_bits(
     forward = case.run(SMALL, 3)
     monkeypatch.setenv("HOST_CUDA_ORDER", "reverse")
     np.testing.assert_array_equal(case.run(SMALL, 3), forward)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_infinity_stays_in_its_row_and_column(dtype: str, splits: int) -> None:
+    """A chunk past the end of a row is zero: it is not the beginning of the next row."""
+    case = Case(Product(dtype=dtype, rows=9, columns=16, depth=72))
+    case.a[4], case.weight[6] = np.inf, np.inf
+    got, finite = case.run(SMALL, splits), np.ones((9, 16), bool)
+    finite[4], finite[:, 6] = False, False
+    np.testing.assert_array_equal(np.isfinite(got), finite)
+
+
+def test_nothing_is_read_or_written_past_the_end() -> None:
+    """Products and convolutions over arrays that end where memory does."""
+    path = [str(folder) for folder in (TESTS.parent / "src", TESTS)]
+    done = subprocess.run(
+        [sys.executable, "-P", str(TESTS / "support" / "past_the_end.py")],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:

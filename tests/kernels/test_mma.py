@@ -77,6 +77,19 @@ def test_a_missing_wait_shows() -> None:
     assert np.isnan(bench.get(c, (16, 8), "f4")).all()
 
 
+def test_rows_that_share_banks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 32 bytes, one after the other: every fourth lies in the same banks."""
+    bench = bench_of("product", 3)
+    a, w = bench.put(np.ones((16, 16), "f2")), bench.put(np.ones((8, 16), "f2"))
+    c = bench.put(np.zeros((16, 8), "f4"))
+    bench.run("product", WARP, a, w, c)
+    assert (bench.get(c, (16, 8), "f4") == 16).all()
+    monkeypatch.setenv("HOST_CUDA_BANKS", "1")
+    bench.run("product", WARP, a, w, c)
+    with pytest.raises(DeviceLost, match="same banks"):
+        bench.stream.synchronize()
+
+
 def test_fragments_lie_as_the_instruction_set_says() -> None:
     bench = bench_of("fragments", 3)
     matrices = np.arange(1, 257, dtype=np.uint16).reshape(4, 8, 8)
