@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusion_rt.command import Parser, plain
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.runtime.flags import add_flags, request_of, whole
+from diffusion_rt.runtime.flags import add_flags, byte_size, request_of, whole
 from diffusion_rt.runtime.output import check_output, pictures
 from diffusion_rt.runtime.progress import progress_bars
 
@@ -56,10 +56,14 @@ def generate(argv: Sequence[str]) -> int:
         threads=found.threads,
         provider=found.provider,
         tiling=found.vae_tiling,
+        memory=found.memory,
     ) as pipeline:
         choice = choose(found.engine, provider=found.provider, model=pipeline.folder)
         if found.format == "text":
             print(f"engine {choice}", file=sys.stderr)
+            forecast = pipeline.settle(request).forecast
+            if forecast is not None:
+                print(f"memory at most {forecast.told(found.memory)}", file=sys.stderr)
         with progress_bars(quiet=found.format == "json") as progress:
             result = pipeline.generate(request, progress=progress)
     paths = pictures(found.output, len(result.images))
@@ -176,7 +180,15 @@ def generate_parser() -> Parser:
     group = parser.add_argument_group("engine")
     group.add_argument("--engine", metavar="NAME", default="auto", help="auto, ort, trt or native")
     group.add_argument("--threads", type=whole, metavar="N", help="CPU threads; default: all cores")
-    group.add_argument("--provider", metavar="NAME", help="of ONNX Runtime: cpu or cuda")
+    group.add_argument(
+        "--provider", metavar="NAME", help="cpu or cuda of ort, cuda or host of native"
+    )
+    group.add_argument(
+        "--memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="device memory that the native engine may take, such as 8G; default: all there is",
+    )
     group.add_argument(
         "--vae-tiling",
         choices=("auto", "on", "off"),

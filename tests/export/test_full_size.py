@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.runtime.inspect_plan import inspect_plan, report
 from support.full_size import make_full_size_checkpoint
 
+README = Path(__file__).parents[2] / "README.md"
 MOST_MEMORY = 2_000_000_000  # bytes resident at the peak
 # Its own peak: `ru_maxrss` would begin with that of the process that started it.
 EXPORT = """
@@ -68,3 +70,7 @@ def test_sdxl_base_is_exported_without_its_weights_in_memory(
         model.manifest.files[v.file].size for g in graphs for v in model.manifest.graphs[g].values()
     )
     assert size < 10_000_000
+    costs = inspect_plan(folder, bucket="1024x1024")
+    assert costs["graphs"]["unet_step"]["operations"] <= 900
+    assert round(costs["step_flops"]["whole"] / 1e12, 2) == 13.52
+    assert f"```text\n{report(costs)}\n```" in README.read_text(), "write README's plan:sdxl anew"

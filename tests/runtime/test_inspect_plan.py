@@ -1,0 +1,170 @@
+"""What inspect says a picture costs: held against a count from the config, and its own parts."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffusion_rt.__main__ import main
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.native.chips import GAP, ROOFS, roof
+from diffusion_rt.engines.native.counts import kernel_counts
+from diffusion_rt.engines.native.lower import plan_of
+from diffusion_rt.engines.native.plan import GroupNorm, Product
+from diffusion_rt.engines.native.roofline import by_kind, cost
+from diffusion_rt.engines.spec import GRAPHS
+from diffusion_rt.runtime.inspect_plan import inspect_plan, report
+from diffusion_rt.runtime.pipeline import SHIPPED
+from support.unet_work import SDXL_BASE, unet_work
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_count_is_that_of_the_published_unet() -> None:
+    """13.52 TFLOP for a step of SDXL base with guidance, 6.761 without."""
+    work = unet_work(SDXL_BASE, 2, 128, 128, 77)
+    whole = work.unet_step + work.unet_prompt + work.unet_timestep
+    assert round(whole / 1e12, 2) == 13.52
+    assert whole == 2 * sum(
+        getattr(unet_work(SDXL_BASE, 1, 128, 128, 77), part)
+        for part in ("unet_step", "unet_prompt", "unet_timestep")
+    )
+
+
+@pytest.mark.parametrize("name", ["shapes-xl", "plain", "deep", "odd"])
+def test_a_plan_computes_no_more_and_no_less_than_the_unet(
+    name: str, exported_model: Callable[[str], Path]
+) -> None:
+    folder = SHIPPED if name == "shapes-xl" else exported_model(name)
+    config = json.loads((folder / "unet/config.json").read_text())
+    model = open_model(folder)
+    for rows, height, width, tokens in ((2, 16, 16, 77), (3, 7, 13, 154)):
+        work = unet_work(config, rows, height, width, tokens)
+        sizes = {"batch": rows, "height": height, "width": width, "tokens": tokens, "n": rows}
+        for graph in ("unet_prompt", "unet_timestep", "unet_step"):
+            plan = plan_of(model, graph, sizes, "float32")
+            assert plan.flops == getattr(work, graph), graph
+
+
+def test_every_graph_is_there_and_its_kinds_add_up() -> None:
+    found = inspect_plan(SHIPPED, bucket="160x96", images=3)
+    assert json.loads(json.dumps(found)) == found
+    assert list(found["graphs"]) == list(GRAPHS)
+    assert (found["bucket"], found["rows"]) == ("160x96", 6)
+    for one in found["graphs"].values():
+        for key in ("operations", "kernels", "flops", "moved"):
+            assert one[key] == sum(kind[key] for kind in one["kinds"].values())
+        assert one["seconds"] == pytest.approx(sum(k["seconds"] for k in one["kinds"].values()))
+        assert 0 < one["arena"] <= one["arena_unshared"]
+    step = found["step_flops"]
+    assert step["whole"] == step["loop"] + step["once"]
+    assert {one["dtype"] for one in found["graphs"].values()} == {"float16"}
+
+
+def test_the_models_own_size_is_the_default_and_float32_where_there_is_no_other(
+    exported_model: Callable[[str], Path],
+) -> None:
+    folder = exported_model("plain")
+    defaults = open_model(folder).manifest.defaults
+    found = inspect_plan(folder, chip="a100")
+    assert found["bucket"] == f"{defaults.width}x{defaults.height}"
+    assert {one["dtype"] for one in found["graphs"].values()} == {"float32"}
+
+
+def test_the_roof_of_an_operation() -> None:
+    plan = plan_of(
+        open_model(SHIPPED), "unet_step", {"batch": 2, "height": 8, "width": 8, "tokens": 7}
+    )
+    product = next(o for o in plan.operations if isinstance(o, Product))
+    norm = next(o for o in plan.operations if isinstance(o, GroupNorm))
+    h200 = roof("h200")
+    busy = max(product.flops / 788e12, plan.bytes_moved(product) / 4.3e12)
+    assert cost(plan, product, h200, 1).seconds == pytest.approx(busy + GAP)
+    assert cost(plan, norm, h200, 2).seconds == pytest.approx(
+        plan.bytes_moved(norm) / 4.3e12 + 2 * GAP
+    )
+    counts = kernel_counts(plan, h200)
+    assert counts[plan.operations.index(norm)] == 2
+    assert set(by_kind(plan, h200, counts)) == {type(o).__name__ for o in plan.operations}
+
+
+def test_bytes_of_an_operation_are_those_of_its_arrays() -> None:
+    plan = plan_of(
+        open_model(SHIPPED), "unet_step", {"batch": 2, "height": 8, "width": 8, "tokens": 7}
+    )
+    product = next(o for o in plan.operations if o.name.endswith("attn1.to_out.0"))
+    rows, width = 2 * 16, 96
+    activations = 3 * rows * width  # read, residual, written
+    assert plan.bytes_moved(product) == 2 * (activations + width * width + width)
+
+
+@pytest.mark.parametrize("name", ROOFS)
+def test_every_chip_of_the_table_takes_the_plan(name: str) -> None:
+    found = inspect_plan(SHIPPED, bucket="64x64", chip=name)
+    assert found["graphs"]["unet_step"]["kernels"] >= found["graphs"]["unet_step"]["operations"]
+    top = found["chip"]
+    assert 1e13 < top["single"] <= top["half"] < 1e16
+    assert top["source"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"bucket": "100x128"}, "width 100 is no multiple of 8; try 96 or 104"),
+        ({"bucket": "sdxl"}, "9 sizes, wants one such as 1024x1024"),
+        ({"bucket": "large"}, "wants sdxl, sdxl-all or sizes"),
+        ({"images": 0}, "--batch 0, wants 1 to 64 images"),
+        ({"images": 65}, "--batch 65, wants 1 to 64 images"),
+        ({"chip": "h20"}, 'chip "h20" is unknown, did you mean h200?'),
+        ({"chip": "\n"}, 'chip "\\n" is unknown; wants one of h200'),
+    ],
+)
+def test_what_is_refused(settings: dict[str, object], reason: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(reason)):
+        inspect_plan(SHIPPED, **settings)  # type: ignore[arg-type]
+
+
+def test_a_picture_that_is_no_multiple_the_model_can_halve(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such folder"):
+        inspect_plan(tmp_path / "none")
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(SHIPPED), "--plan", "--bucket", "128x128", "--format=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == inspect_plan(SHIPPED, bucket="128x128")
+    assert main(["inspect", str(SHIPPED), "--plan", "--bucket=128x128", "--chip=l4"]) == 0
+    text = capsys.readouterr().out
+    assert text.rstrip("\n") == report(inspect_plan(SHIPPED, bucket="128x128", chip="l4"))
+    assert all(len(line) <= 110 for line in text.splitlines())
+    assert main(["inspect", str(SHIPPED), "--bucket", "128x128"]) == 2
+    assert "--bucket says what --plan is for" in capsys.readouterr().err
+
+
+def readme_block() -> str:
+    """What README says of full-size SDXL, which the full-size test holds against the program."""
+    (block,) = re.findall(
+        r"<!-- plan:sdxl -->\n```text\n(.*?)\n```\n<!-- /plan:sdxl -->",
+        README.read_text(),
+        re.DOTALL,
+    )
+    return str(block)
+
+
+def test_the_figures_in_the_readme_are_those_of_sdxl() -> None:
+    rows = {}
+    for line in readme_block().splitlines():
+        name, *cells = [word.replace(",", "") for word in line.split()] or [""]
+        if len(cells) >= 5 and all(re.fullmatch(r"[0-9.]+", cell) for cell in cells[:5]):
+            rows[name] = [float(cell) for cell in cells[:5]]
+    work = unet_work(SDXL_BASE, 2, 128, 128, 77)
+    assert rows["unet_step"][0] <= 900
+    assert rows["unet_step"][2] == pytest.approx(work.unet_step / 1e9, rel=1e-5)
+    assert rows["unet_prompt"][2] == pytest.approx(work.unet_prompt / 1e9, abs=0.06)
+    assert rows["all"] == rows["unet_step"]
+    kinds = ("Product", "Convolution", "Attention", "LayerNorm", "GroupNorm", "Copy")
+    for column in (0, 1):
+        assert sum(rows[kind][column] for kind in kinds) == rows["all"][column]
