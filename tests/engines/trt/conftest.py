@@ -1,13 +1,41 @@
-"""TensorRT's tests have a cache folder of their own: plans are sealed by a key that lies there."""
+"""TensorRT, simulated or real, and the shipped model with engines built on it."""
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.build import build
+from diffusion_rt.runtime.pipeline import SHIPPED
+from support.tensorrt_bench import COVERAGE, KINDS, PLAIN, Kind, tensorrt_on
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Set for the whole run, so that tests of hypothesis may use it too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def gpu(kind: Kind) -> Iterator[Gpu]:
+    with tensorrt_on(kind) as made:
+        yield made
+
+
+@pytest.fixture
+def simulated(kind: Kind) -> None:
+    """For tests that ask for more than a device shared with others can promise."""
+    if kind != "simulated":
+        pytest.skip("skipped: of the simulator alone")
+
+
+@pytest.fixture(scope="module")
+def model(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """shapes-xl with its engines built, in float32."""
+    folder = tmp_path_factory.mktemp("built") / "shapes-xl"
+    shutil.copytree(SHIPPED, folder)
+    found = open_model(folder)
+    build(found, COVERAGE, PLAIN, device=gpu.device, made_by="tests")
+    return found

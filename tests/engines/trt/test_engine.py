@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,89 +18,24 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.ort.backend import OrtBackend
-from diffusion_rt.engines.protocol import Engine, Evaluations
+from diffusion_rt.engines.protocol import Evaluations
 from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.engines.trt import backend
 from diffusion_rt.engines.trt.backend import open_trt
-from diffusion_rt.engines.trt.buckets import parse_buckets
 from diffusion_rt.engines.trt.build import build
-from diffusion_rt.engines.trt.options import BuilderOptions, Options
+from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.plan_file import open_plan, read_header, write_plan
-from diffusion_rt.engines.trt.profiles import Coverage, Range
+from diffusion_rt.engines.trt.profiles import Range
 from diffusion_rt.engines.trt.weights import map_weights
-from diffusion_rt.runtime.pipeline import SHIPPED, Pipeline
+from diffusion_rt.runtime.pipeline import Pipeline
 from diffusion_rt.runtime.request import Request
-from support.tensorrt_bench import KINDS, Kind, tensorrt_on
+from support.tensorrt_bench import COVERAGE, PLAIN, SIZES, Kind, random_inputs
 
-COVERAGE = Coverage(
-    buckets=parse_buckets("128x128,96x160"),
-    batch=Range(min=1, opt=1, max=3),
-    chunks=Range(min=1, opt=1, max=2),
-)
-PLAIN = Options(precision="float32", vae_precision="float32", builder=BuilderOptions(tf32=False))
 PROMPT = "a large red circle above a small blue square on a green background"
 
 
 # How far apart latents may be. No GPU has run this yet: the bound for a real one is a guess.
 CLOSE = {"simulated": 2e-5, "real": 2e-3}
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    found: Kind = request.param
-    return found
-
-
-@pytest.fixture(scope="module")
-def gpu(kind: Kind) -> Iterator[Gpu]:
-    with tensorrt_on(kind) as made:
-        yield made
-
-
-@pytest.fixture
-def simulated(kind: Kind) -> None:
-    """For tests that ask for more than a device shared with others can promise."""
-    if kind != "simulated":
-        pytest.skip("skipped: of the simulator alone")
-
-
-@pytest.fixture(scope="module")
-def model(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """shapes-xl with its engines built, in float32."""
-    folder = tmp_path_factory.mktemp("built") / "shapes-xl"
-    shutil.copytree(SHIPPED, folder)
-    found = open_model(folder)
-    build(found, COVERAGE, PLAIN, device=gpu.device, made_by="tests")
-    return found
-
-
-def random_inputs(engine: Engine, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    rng = np.random.default_rng(0)
-    found: dict[str, NDArray[Any]] = {}
-    for name, spec in engine.inputs.items():
-        shape = spec.resolve(sizes)
-        if spec.dtype == "int64":
-            found[name] = rng.integers(0, 50, shape)
-        else:
-            found[name] = rng.normal(size=shape).astype(spec.dtype)
-    return found
-
-
-SIZES = {
-    "text_encoder": {"batch": 3, "tokens": 32},
-    "text_encoder_2": {"batch": 1, "tokens": 32},
-    "unet_prompt": {"batch": 4, "tokens": 64},
-    "unet_timestep": {"batch": 7, "n": 7},
-    "unet_step": {"batch": 6, "tokens": 32, "height": 20, "width": 12},
-    "vae_decoder": {"batch": 1, "height": 16, "width": 16, "image_height": 128, "image_width": 128},
-    "vae_encoder": {
-        "batch": 1,
-        "height": 160,
-        "width": 96,
-        "latent_height": 20,
-        "latent_width": 12,
-    },
-}
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -1,0 +1,130 @@
+"""Each engine against ONNX Runtime, told by Polygraphy's comparator and written down.
+
+On a real TensorRT every output's figures go to bench/results/trt-parity.jsonl, a line each.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.ort.backend import OrtBackend
+from diffusion_rt.engines.spec import GRAPHS
+from diffusion_rt.engines.trt.backend import open_trt
+from diffusion_rt.engines.trt.build import build
+from diffusion_rt.engines.trt.library import require_tensorrt
+from diffusion_rt.engines.trt.options import Options
+from support.tensorrt_bench import COVERAGE, PLAIN, SIZES, Kind, random_inputs
+
+ROOT = Path(__file__).resolve().parents[3]
+RECORDS = ROOT / "bench" / "results" / "trt-parity.jsonl"
+BUILDS = {"float32": PLAIN, "float16": Options()}
+
+# Of the largest number in an output. Nobody has measured the real one yet: these bounds are wide
+# on purpose, what was found stands in the records.
+CLOSE = {"float32": 1e-3, "float16": 5e-2}
+
+
+@pytest.fixture(scope="module")
+def built(
+    model: ModelFolder, gpu: Gpu, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, ModelFolder]:
+    """The shipped model with engines of each precision."""
+    half = tmp_path_factory.mktemp("half") / "shapes-xl"
+    shutil.copytree(model.path, half)
+    found = open_model(half)
+    build(found, COVERAGE, BUILDS["float16"], device=gpu.device, made_by="tests")
+    return {"float32": model, "float16": found}
+
+
+@pytest.mark.parametrize("precision", list(BUILDS))
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_every_output_is_that_of_onnx_runtime(
+    built: dict[str, ModelFolder],
+    gpu: Gpu,
+    kind: Kind,
+    graph: str,
+    precision: str,
+    tmp_path: Path,
+) -> None:
+    comparator = pytest.importorskip(
+        "polygraphy.comparator", reason="skipped: no Polygraphy; pip install polygraphy"
+    )
+    results = []
+    engines = (
+        ("onnxruntime", OrtBackend(built["float32"], threads=1).load(graph)),
+        ("tensorrt", open_trt(built[precision], gpu).load(graph)),
+    )
+    inputs = random_inputs(engines[0][1], SIZES[graph])
+    for name, engine in engines:
+        given = {n: a.astype(engine.inputs[n].dtype) for n, a in inputs.items()}
+        outputs = {
+            output: np.full(spec.resolve(SIZES[graph]), np.nan, spec.dtype)
+            for output, spec in engine.outputs.items()
+        }
+        engine.bind(given | outputs)
+        engine.enqueue()
+        engine.close()
+        wide = {output: values.astype(np.float32) for output, values in outputs.items()}
+        results.append((name, comparator.IterationResult(outputs=wide, runner_name=name), wide))
+    largest = max(float(np.abs(values).max()) for values in results[0][2].values())
+    # Polygraphy before 0.50 has it under another name.
+    simple = getattr(comparator, "SimpleCompareFunc", None) or comparator.CompareFunc.simple
+    compare = simple(atol=CLOSE[precision] * largest, rtol=0, check_error_stat="max")
+    found = compare(results[0][1], results[1][1])
+    lines = []
+    for output, result in found.items():
+        wanted, got = results[0][2][output], results[1][2][output]
+        figures = {
+            "graph": graph,
+            "build": precision,
+            "output": output,
+            "max": float(result.max_absdiff),
+            "mean": float(result.mean_absdiff),
+            "psnr": psnr(wanted, got),
+            "largest": float(np.abs(wanted).max()),
+        }
+        lines.append(
+            {**origin(gpu), "graph": graph, "build": precision, "output": output} | figures
+        )
+    write(RECORDS if kind == "real" else tmp_path / RECORDS.name, lines)
+    assert found.keys() == results[0][2].keys()
+    assert all(found.values()), lines
+
+
+def psnr(wanted: NDArray[Any], got: NDArray[Any]) -> float | None:
+    """Peak signal to noise in dB, the peak being the largest number wanted; None where equal."""
+    error = float(np.mean((wanted.astype(np.float64) - got) ** 2))
+    peak = float(np.abs(wanted).max())
+    return round(10 * math.log10(peak * peak / error), 2) if error and peak else None
+
+
+def origin(gpu: Gpu) -> dict[str, Any]:
+    """Where, when and with what."""
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "version": 1,
+        "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "device": gpu.device.name,
+        "arch": gpu.device.arch,
+        "driver": gpu.device.driver,
+        "tensorrt": require_tensorrt(),
+        "model": "shapes-xl",
+        "commit": commit.stdout.strip() or None,
+    }
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Add lines to a file of records."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
