@@ -12,7 +12,9 @@ from diffusion_rt.engines import choose as choose_module
 from diffusion_rt.engines.choose import choose, open_backend
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.plan_file import write_plan
 from support.model_folders import make_model_folder
+from support.plans import header_of
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +131,13 @@ def test_the_native_engine(folder: ModelFolder, gpu_machine: Callable[..., None]
 
 
 def test_auto_takes_tensorrt_where_engines_are_built(
-    gpu_machine: Callable[..., None], tmp_path: Path
+    gpu_machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = open_model(make_model_folder(tmp_path / "built").path)
     plans = folder.path / "engines" / "trt" / "sm_90"
     plans.mkdir(parents=True)
-    (plans / "unet_step.plan").touch()
+    write_plan(plans, header_of(b"plan"), b"plan")
     gpu_machine()
     assert str(choose(model=folder)) == "trt on cuda: TensorRT engines are built for this model"
     assert choose(model=folder, provider="cpu").engine == "ort"
