@@ -31,7 +31,7 @@ VARIANTS = tuple(
         source="layer_norm.cu",
         constants=(("ELEMENT", element),),
         parameters=PARAMETERS,
-        registers=48,
+        registers=56,
         shared_bytes=32,
     )
     for dtype, (element, _) in ELEMENTS.items()

@@ -16,7 +16,10 @@ extern "C" __global__ void __launch_bounds__(kMostThreads)
 
     float x[kVector];
     float sum = 0;
+    Vector<ELEMENT> w = {}, b = {};  // loaded with the row: one trip to memory, not two
     if (inside) {
+        w = *reinterpret_cast<const Vector<ELEMENT>*>(weight + first);
+        b = *reinterpret_cast<const Vector<ELEMENT>*>(bias + first);
         const Vector<ELEMENT> loaded =
             *reinterpret_cast<const Vector<ELEMENT>*>(input + row + first);
 #pragma unroll
@@ -35,8 +38,6 @@ extern "C" __global__ void __launch_bounds__(kMostThreads)
     const float scale = 1 / sqrtf(block_sum(square, scratch) / columns + epsilon);
 
     if (inside) {
-        const Vector<ELEMENT> w = *reinterpret_cast<const Vector<ELEMENT>*>(weight + first);
-        const Vector<ELEMENT> b = *reinterpret_cast<const Vector<ELEMENT>*>(bias + first);
         Vector<ELEMENT> out;
 #pragma unroll
         for (int i = 0; i < kVector; i++)
