@@ -7,15 +7,20 @@ from pathlib import Path
 from diffusion_rt.engines.errors import BadInput
 
 
+def cache_path(name: str) -> Path:
+    """Where the folder of that name is, or would be made."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "diffusion-rt" / name
+
+
 def cache_folder(name: str) -> Path:
     """A folder of that name under the user's cache folder, made where it is missing.
 
     What lies there is run, so BadInput where others may write to it, or where it cannot be made.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffusion-rt"
-    folder = base / name
+    folder = cache_path(name)
     try:
-        for place in (base, folder):
+        for place in (folder.parent, folder):
             place.mkdir(parents=True, exist_ok=True, mode=0o700)
             found = place.stat()
             if found.st_uid not in (os.getuid(), 0):

@@ -131,12 +131,15 @@ def doctor(argv: Sequence[str]) -> int:
     """Print what this machine has and lacks; 0 where pictures can be drawn, else 1."""
     parser = Parser(prog="diffusion-rt doctor", description=doctor.__doc__)
     parser.add_argument("--online", action="store_true", help="also try to reach the hub")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="also look at the engines built for a model"
+    )
     _add_format(parser)
     found = parser.read(argv)
 
     from diffusion_rt.runtime.doctor import examine, report
 
-    findings = examine(online=found.online)
+    findings = examine(online=found.online, model=found.model)
     able = all(finding.state != "wrong" for finding in findings)
     if found.format == "json":
         lines = [asdict(finding) for finding in findings]

@@ -10,9 +10,7 @@ import platform
 import shutil
 import stat
 import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +18,8 @@ from diffusion_rt import __version__
 from diffusion_rt.command import plain
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.runtime import doctor_gpu
+from diffusion_rt.runtime.finding import Check, Finding, size, version_of
 from diffusion_rt.runtime.memory import available
 from diffusion_rt.runtime.nvidia import ask_driver
 
@@ -47,26 +47,19 @@ MARKS = {"ok": "✓", "absent": "–", "wrong": "✗"}
 SHIPPED = Path(__file__).parent / "models" / "shapes-xl"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report; `fix` is what to type or to read, empty where all is well."""
-
-    state: Literal["ok", "absent", "wrong"]
-    subject: str
-    found: str
-    fix: str = ""
-
-
-Check = Callable[[], Sequence[Finding]]
-
-
-def examine(checks: Sequence[Check] | None = None, *, online: bool = False) -> list[Finding]:
+def examine(
+    checks: Sequence[Check] | None = None, *, online: bool = False, model: Path | None = None
+) -> list[Finding]:
     """Run the checks, all by default; one that breaks is itself a finding.
 
-    Nothing is sent over the network unless `online`.
+    Nothing is sent over the network unless `online`. `model` is a folder whose engines are looked
+    at too.
     """
     findings: list[Finding] = []
-    for check in CHECKS if checks is None else checks:
+    wanted = list(CHECKS if checks is None else checks)
+    if model is not None:
+        wanted.append(lambda: doctor_gpu.plans(model))
+    for check in wanted:
         try:
             findings += check()
         except Exception as error:  # a report with a hole in it beats none
@@ -151,26 +144,10 @@ def nvidia_driver() -> list[Finding]:
         repair = f"CUDA_VISIBLE_DEVICES={hidden!r} may hide them" if hidden is not None else ""
         findings.append(Finding("absent", "GPU", "no device", repair))
     for index, device in enumerate(driver.devices):
-        memory = _size(device.memory)
-        free = f", {_size(device.free)} free" if device.free is not None else ""
+        memory = size(device.memory)
+        free = f", {size(device.free)} free" if device.free is not None else ""
         name = f"{device.name}, sm_{device.capability[0]}{device.capability[1]}, {memory}{free}"
         findings.append(Finding("ok", f"GPU {index}", name))
-    return findings
-
-
-def cuda_packages() -> list[Finding]:
-    """CUDA Python and TensorRT; no part of this release runs on them yet."""
-    findings = []
-    for subject, names, extra in (
-        ("CUDA Python", ("cuda-python", "cuda-bindings"), "gpu"),
-        ("TensorRT", ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "trt"),
-    ):
-        have = [f"{name} {version}" for name in names if (version := version_of(name))]
-        if have:
-            findings.append(Finding("ok", subject, f"{', '.join(have)}; not used by this release"))
-        else:
-            found = f"not installed (extra `{extra}`); not used by this release"
-            findings.append(Finding("absent", subject, found))
     return findings
 
 
@@ -205,15 +182,15 @@ def memory() -> list[Finding]:
     if free is None:
         return [Finding("absent", "memory", "unknown")]
     if free < LITTLE_MEMORY:
-        return [Finding("wrong", "memory", f"{_size(free)} free", "end other programs")]
-    return [Finding("ok", "memory", f"{_size(free)} free")]
+        return [Finding("wrong", "memory", f"{size(free)} free", "end other programs")]
+    return [Finding("ok", "memory", f"{size(free)} free")]
 
 
 def disk() -> list[Finding]:
     """Room in the folder that pictures go to by default."""
     here = Path.cwd()
     free = shutil.disk_usage(here).free
-    findings = [Finding("ok", "disk", f"{_size(free)} free in {here}")]
+    findings = [Finding("ok", "disk", f"{size(free)} free in {here}")]
     if free < LITTLE_DISK:
         findings = [
             Finding("absent", "disk", findings[0].found, "make room, or --output elsewhere")
@@ -253,8 +230,8 @@ def shipped_model() -> list[Finding]:
     except BadInput as error:
         repair = "install diffusion-rt again; in a clone: git checkout -- runtime/models"
         return [Finding("wrong", "shipped model", str(error), repair)]
-    size = sum(record.size for record in model.manifest.files.values())
-    return [Finding("ok", "shipped model", f"{model.manifest.name}, {_size(size)}, intact")]
+    total = sum(record.size for record in model.manifest.files.values())
+    return [Finding("ok", "shipped model", f"{model.manifest.name}, {size(total)}, intact")]
 
 
 def reach_hub() -> Finding:
@@ -290,18 +267,10 @@ CHECKS: tuple[Check, ...] = (
     disk,
     caches,
     nvidia_driver,
-    cuda_packages,
+    *doctor_gpu.CHECKS,
     export_packages,
     hub_settings,
 )
-
-
-def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution; None where it is not installed."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _import_trouble(module: str) -> str:
@@ -324,11 +293,6 @@ def _cache(subject: str, folder: Path) -> Finding:
         return Finding(
             "absent", subject, f"{folder} can be written by others", f"chmod go-w {folder}"
         )
-    free = _size(shutil.disk_usage(nearest).free)
+    free = size(shutil.disk_usage(nearest).free)
     made = "" if folder.exists() else ", made when needed"
     return Finding("ok", subject, f"{folder}{made}, {free} free")
-
-
-def _size(count: int) -> str:
-    unit, name = (1 << 30, "GiB") if count >= 1 << 30 else (1 << 20, "MiB")
-    return f"{count / unit:.1f} {name}"

@@ -5,12 +5,11 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.engines.cache_folder import cache_folder, cache_path
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.options import Compatibility
-from diffusion_rt.engines.trt.plan_file import is_ours
 
 
 def target_name(machine: Machine, compatibility: Compatibility) -> str:
@@ -60,15 +59,26 @@ def folders_to_load(model: ModelFolder, machine: Machine) -> list[Path]:
 
 
 def has_plans(model: ModelFolder) -> bool:
-    """Whether a UNet's plan of this user's lies anywhere for this model, for whatever machine."""
-    found = [plan for place in _places(model) for plan in place.glob("*/unet_step.plan")]
-    return any(is_ours(plan.parent, "unet_step") for plan in found)
+    """Whether a UNet's plan lies anywhere for this model, for whatever machine."""
+    return any((folder / "unet_step.plan").exists() for folder in folders_of(model))
+
+
+def folders_of(model: ModelFolder) -> list[Path]:
+    """Every folder of plans for this model, for whatever machine."""
+    return [
+        folder
+        for place in _places(model)
+        if place.is_dir()
+        for folder in sorted(place.iterdir())
+        if folder.is_dir()
+    ]
 
 
 def _places(model: ModelFolder) -> list[Path]:
     places = [model.path / "engines" / "trt"]
-    with suppress(BadInput):  # a cache that cannot be trusted, or none; build says so
-        places.append(_cached(model))
+    if cache_path("trt").is_dir():
+        with suppress(BadInput):  # a cache that cannot be trusted; build says so
+            places.append(_cached(model))
     return places
 
 

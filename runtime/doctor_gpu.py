@@ -1,0 +1,163 @@
+"""What the engines of a GPU need beside its driver: CUDA Python, a compiler, TensorRT, plans.
+
+Nothing of it is imported here: TensorRT is tried in a process of its own, since a library that does
+not fit may end the process.
+"""
+
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion_rt.engines.cache_folder import cache_path
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.library import OLDEST
+from diffusion_rt.engines.trt.library import version_of as numbers_of
+from diffusion_rt.engines.trt.places import folders_of
+from diffusion_rt.engines.trt.plan_file import PlanHeader, check_usable, plan_path, read_header
+from diffusion_rt.runtime.finding import Check, Finding, size, version_of
+
+TIMEOUT_SECONDS = 60.0
+BINDINGS = (
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-cu12",
+    "tensorrt-cu13-bindings",
+    "tensorrt-cu12-bindings",
+)
+COMPILERS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12")
+ASK = "import tensorrt; print(tensorrt.__version__)"
+
+
+def cuda_python() -> list[Finding]:
+    """The bindings of the driver, which the engines trt and native call."""
+    have = [f"{n} {v}" for n in ("cuda-python", "cuda-bindings") if (v := version_of(n))]
+    if have:
+        return [Finding("ok", "CUDA Python", ", ".join(have))]
+    fix = "for --engine trt and native: pip install 'diffusion-rt[gpu]'"
+    return [Finding("absent", "CUDA Python", "not installed", fix)]
+
+
+def kernel_compiler() -> list[Finding]:
+    """What compiles our kernels when they are first wanted."""
+    have = [f"{name} {version}" for name in COMPILERS if (version := version_of(name))]
+    if nvcc := shutil.which("nvcc"):
+        have.append(nvcc)
+    if have:
+        return [Finding("ok", "CUDA compiler", ", ".join(have))]
+    found = "none; kernels that are not in the cache yet cannot be made"
+    fix = "for --engine trt and native: pip install nvidia-cuda-nvrtc"
+    return [Finding("absent", "CUDA compiler", found, fix)]
+
+
+def kernel_cache() -> list[Finding]:
+    """Compiled kernels: they are run, so nobody else may write there."""
+    folder = cache_path("kernels")
+    if not folder.is_dir():
+        return [Finding("ok", "kernel cache", f"{folder}, made when needed")]
+    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        found = f"{folder} can be written by others; kernels from there are not run"
+        return [Finding("absent", "kernel cache", found, f"chmod go-w {shlex.quote(str(folder))}")]
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        fix = "make it a folder of yours, or set XDG_CACHE_HOME"
+        return [Finding("absent", "kernel cache", f"{folder} cannot be read and written", fix)]
+    files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    return [Finding("ok", "kernel cache", f"{folder}, kernels: {len(files)}, {size(sum(files))}")]
+
+
+def tensorrt() -> list[Finding]:
+    """TensorRT's Python bindings, and the libraries behind them: either may be there alone."""
+    have = [f"{name} {version}" for name in BINDINGS if (version := version_of(name))]
+    install = "for --engine trt: pip install 'diffusion-rt[trt]'"
+    if not have:
+        return [Finding("absent", "TensorRT bindings", "not installed", install)]
+    bindings = Finding("ok", "TensorRT bindings", ", ".join(have))
+    version, trouble = _try_tensorrt()
+    if version is None:
+        fix = f"{install}; its libraries come from NVIDIA's index, or put them on LD_LIBRARY_PATH"
+        return [bindings, Finding("absent", "TensorRT libraries", trouble, fix)]
+    if numbers_of(version) < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        found = f"{version}, {wanted} or newer is wanted"
+        return [bindings, Finding("absent", "TensorRT libraries", found, install)]
+    return [bindings, Finding("ok", "TensorRT libraries", f"{version}, loads")]
+
+
+def plans(folder: Path) -> list[Finding]:
+    """The model in a folder, and the TensorRT engines that were built for it."""
+    try:
+        model = open_model(folder)
+    except BadInput as error:
+        fix = "give a folder that diffusion-rt export made"
+        return [Finding("absent", "model", str(error), fix)]
+    count = len(model.manifest.files)
+    findings = [Finding("ok", "model", f"{model.manifest.name}, {count} files as they were made")]
+    places = folders_of(model)
+    if not places:
+        fix = f"for --engine trt: {_build(model)}"
+        findings.append(Finding("absent", "engines", "none built", fix))
+    for place in places:
+        findings += _plans_in(place, model)
+    return findings
+
+
+def _plans_in(place: Path, model: ModelFolder) -> list[Finding]:
+    """One line for the plans of one kind of GPU, and one for each that cannot be used."""
+    findings: list[Finding] = []
+    headers: dict[str, PlanHeader] = {}
+    lacking = []
+    for graph in model.manifest.graphs:
+        try:
+            header = read_header(place, graph)
+            if header is None:
+                lacking.append(graph)
+                continue
+            check_usable(header, plan_path(place, graph), model, header.key.machine)
+        except BadInput as error:
+            findings.append(Finding("absent", "engines", str(error), _build(model)))
+            continue
+        headers[graph] = header
+    if headers:
+        findings.insert(0, Finding("ok", f"engines {place.name}", _summary(headers)))
+    if lacking and headers:
+        found = f"{place}: none of {', '.join(lacking)}"
+        findings.append(Finding("absent", "engines", found, _build(model)))
+    return findings
+
+
+def _summary(headers: dict[str, PlanHeader]) -> str:
+    machines = sorted({f"TensorRT {h.key.machine.tensorrt}" for h in headers.values()})
+    words = [f"{len(headers)} plans", size(sum(h.plan_bytes for h in headers.values())), *machines]
+    step = headers.get("unet_step")
+    if step is not None:
+        names = [profile.name for profile in step.key.profiles]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        words += [step.key.edits.arithmetic, shown]
+    return ", ".join(words)
+
+
+def _try_tensorrt() -> tuple[str | None, str]:
+    """The version that imports, or None and why it does not."""
+    command = [sys.executable, "-P", "-c", ASK]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"importing tensorrt took over {TIMEOUT_SECONDS:g} s"
+    if done.returncode == 0:
+        return done.stdout.strip(), ""
+    lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+    return None, f"cannot be loaded: {lines[-1]}"
+
+
+def _build(model: ModelFolder) -> str:
+    return f"diffusion-rt build {shlex.quote(str(model.path))} --engine trt"
+
+
+CHECKS: Sequence[Check] = (cuda_python, kernel_compiler, kernel_cache, tensorrt)
