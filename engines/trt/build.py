@@ -110,6 +110,11 @@ def check_options(options: Options, machine: Machine) -> None:
             f"the VAE in bfloat16 wants a GPU of sm_80 or newer, {machine.gpu} is "
             f"sm_{machine.arch}; build with --vae-precision float32"
         )
+    if machine.arch < 80 and "plugin" in options.attention.values():
+        raise BadInput(
+            f"the attention plugin wants a GPU of sm_80 or newer, {machine.gpu} is "
+            f"sm_{machine.arch}; build with --attention tensorrt"
+        )
     if machine.arch < 80 and options.builder.compatibility == "ampere+":
         raise BadInput(f"hardware compatibility ampere+: {machine.gpu} is sm_{machine.arch}")
     if options.wide_attention and version_of(machine.tensorrt) < WIDE_ATTENTION_FROM:
@@ -175,11 +180,20 @@ class _Maker:
             weights={location: files[location].sha256 for location in locations},
             edits=self.options.edits(graph),
             network=prepared.sha256,
-            plugin=None,
+            plugin=self.plugin(graph),
             profiles=profiles_for(self.model.manifest, graph, self.coverage),
             builder=self.options.builder,
             machine=self.machine,
         )
+
+    def plugin(self, graph: str) -> str | None:
+        """The hash of our attention kernel where a graph uses it, which TensorRT then knows."""
+        if self.options.edits(graph).attention != "plugin":
+            return None
+        from diffusion_rt.engines.trt.plugin import register, sha256
+
+        register()
+        return sha256()
 
     def there(self, graph: str) -> PlanHeader | None:
         """The header of the plan there is, if every byte of it is as it was written."""
@@ -260,6 +274,7 @@ class _Maker:
                 timings=timings,
                 monitor=monitor,
                 messages=messages,
+                plugins=key.plugin is not None,
             )
             return plan, scratch_of(plan, prepared.graph, key.builder, messages)
 

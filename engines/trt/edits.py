@@ -27,6 +27,7 @@ from diffusion_rt.engines.trt.onnx_graph import (
     int_of,
 )
 from diffusion_rt.engines.trt.options import Edits
+from diffusion_rt.engines.trt.plugin_edit import to_plugin
 from diffusion_rt.engines.trt.weights import cast, held
 
 NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
@@ -46,6 +47,8 @@ def edit(graph: Graph, edits: Edits, name: str) -> None:
     fold_casts(graph)
     if edits.arithmetic == "bfloat16":
         to_bfloat16(graph)
+    if edits.attention == "plugin":
+        to_plugin(graph)
     mark_decomposable(graph, strict=name == "unet_step")
     widen_norms(graph)
     if edits.wide_attention:

@@ -13,7 +13,7 @@ from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.profiles import Coverage, Range, fixed
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support import simulated_tensorrt
-from support.simulated_tensorrt import rules
+from support.simulated_tensorrt import plugin, rules
 
 SMALL = Coverage(
     buckets=(Bucket(128, 128),), batch=Range(min=1, opt=1, max=2), chunks=Range(min=1, opt=1, max=3)
@@ -26,12 +26,14 @@ def in_place_of_tensorrt(**device: Any) -> Iterator[Simulator]:
     """`import tensorrt` gives the simulated one, on a simulated device, for the block."""
     before = sys.modules.get("tensorrt")
     sys.modules["tensorrt"] = simulated_tensorrt
+    sys.modules["tensorrt.plugin"] = plugin
     simulator = Simulator(**device)
     rules.attach(simulator)
     try:
         yield simulator
     finally:
         rules.attach(None)
+        del sys.modules["tensorrt.plugin"]
         if before is None:
             del sys.modules["tensorrt"]
         else:

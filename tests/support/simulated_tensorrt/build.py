@@ -23,6 +23,7 @@ from support.simulated_tensorrt.enums import (
     TilingOptimizationLevel,
 )
 from support.simulated_tensorrt.plan import TYPES, VERSION, Facts, Shape, Stored, ends_of, pack
+from support.simulated_tensorrt.plugin import Use, check
 from support.simulated_tensorrt.rules import Broken, call_back, device
 from support.simulated_tensorrt.values import (
     Dims,
@@ -78,6 +79,7 @@ class INetworkDefinition:
         network.name = ""
         network._builder, network._flags = builder, flags
         network._model, network._given, network._parser = None, {}, None
+        network._uses = []
         return network
 
     name: str
@@ -86,6 +88,7 @@ class INetworkDefinition:
     _model: Any
     _given: dict[str, tuple[int, int, str]]
     _parser: Any
+    _uses: list[Use]
 
     @property
     def builder(self) -> "Builder":
@@ -122,8 +125,15 @@ class INetworkDefinition:
         found = ends_of(getattr(self._model.graph, kind))
         return [ITensor._of(end.name, DataType[end.dtype], end.shape) for end in found]
 
-    def _take(self, model: Any, given: Mapping[str, tuple[int, int, str]], parser: Any) -> None:
+    def _take(
+        self,
+        model: Any,
+        given: Mapping[str, tuple[int, int, str]],
+        parser: Any,
+        uses: Sequence[Use],
+    ) -> None:
         self._model, self._given, self._parser = model, dict(given), parser
+        self._uses = list(uses)
 
 
 class IOptimizationProfile:
@@ -303,6 +313,10 @@ class Builder:
         for name, (address, size, sha256) in network._given.items():
             if hashlib.sha256(ctypes.string_at(address, size)).hexdigest() != sha256:
                 raise Broken(f"the bytes of {name} changed before the build was over")
+        for profile in config._profiles:
+            for which in range(3):  # the smallest shapes, the best, the largest
+                sizes = {name: shapes[which] for name, shapes in profile.items()}
+                check(network._uses, network._model, sizes)
         timed = self._time(network, config)
         if timed is None:
             self._logger._say(Severity.ERROR, "the build was cancelled")

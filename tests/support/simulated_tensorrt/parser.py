@@ -10,6 +10,7 @@ from onnx import TensorProto
 from support.parser_list import examined
 from support.simulated_tensorrt.build import INetworkDefinition
 from support.simulated_tensorrt.enums import ErrorCode, OnnxParserFlag, Severity
+from support.simulated_tensorrt.plugin import Use, put_back, take
 from support.simulated_tensorrt.rules import Broken
 from support.simulated_tensorrt.values import ILogger, logger_of
 
@@ -130,6 +131,16 @@ class OnnxParser:
             elif tensor.data_location == TensorProto.EXTERNAL:
                 text = f"Failed to import initializer {tensor.name}: its data is not here"
                 return self._fail(ErrorCode.INVALID_GRAPH, text)
+        uses = []
+        for found in take(self._model):
+            if isinstance(found, Use):
+                uses.append(found)
+            else:
+                node, what = found
+                self._fail(ErrorCode.UNSUPPORTED_NODE, what, node, list(graph.node).index(node))
+        if self._errors:
+            return False
+        put_back(self._model)
         for node, what in examined(self._model):
             place = -1 if node is None else list(graph.node).index(node)
             self._fail(ErrorCode.UNSUPPORTED_NODE, what, node, place)
@@ -145,7 +156,7 @@ class OnnxParser:
             name: (address, size, hashlib.sha256(ctypes.string_at(address, size)).hexdigest())
             for name, (address, size) in self._given.items()
         }
-        self._network._take(inferred, given, self)
+        self._network._take(inferred, given, self, uses)
         return True
 
     def parse(self, model: Any, path: str | None = None) -> bool:
