@@ -34,10 +34,19 @@ def to_pixels(image: Array) -> NDArray[np.uint8]:
 class Decoder:
     """The VAE decoder, one latent at a time, as its memory need is the largest of all stages."""
 
-    def __init__(self, load: Callable[[bool], Engine], vae: VaeRecord) -> None:
-        """`load` opens the decoder's engine; True asks for float32 arithmetic."""
+    def __init__(
+        self,
+        load: Callable[[bool], Engine],
+        vae: VaeRecord,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`load` opens the decoder's engine; True asks for float32 arithmetic.
+
+        `make_room` gives back memory that others hold, and says whether there was any.
+        """
         self._load = load
         self._vae = vae
+        self._make_room = make_room
         self._guarded = False
         self._engine: Engine | None = None
         self._bound: tuple[int, int] | None = None
@@ -75,7 +84,7 @@ class Decoder:
         self._input = self._output = np.zeros(0, np.float32)
 
     def _fitting(self, z: Array, tile: int | None) -> Array:
-        """Decode in tiles of `tile`, or of half that as often as memory runs out."""
+        """Decode in tiles of `tile`, or of half that as often as memory runs out for good."""
         height, width = z.shape[2:]
         tile = self._cuts.get((height, width), tile)
         while True:
@@ -84,6 +93,8 @@ class Decoder:
                 image = self._decode(z, tile)
             except OutOfMemory:
                 self.close()
+                if self._make_room():
+                    continue
                 if side <= SMALLEST_TILE:
                     raise
                 tile = max(-(-side // 2), SMALLEST_TILE)

@@ -1,16 +1,19 @@
 """What memory a model and a request need, what there is, and how a request is cut to fit."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.manifest import Manifest, UnetRecord, VaeRecord
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.safetensors_file import StoredTensor, read_table
 from diffusion_rt.runtime.decode import SMALLEST_TILE
+
+if TYPE_CHECKING:
+    from diffusion_rt.engines.native.forecast import Forecast, Forecaster
 
 Tiling = Literal["auto", "on", "off"]
 
@@ -107,6 +110,28 @@ def fit(
             + (" or --vae-tiling auto" if tiling == "off" else "")
         )
     return Fit(latent_shape=shape, group=group, tile=tile)
+
+
+def fit_device(
+    forecaster: "Forecaster", whole: Fit, *, rows: int, tokens: int, tiling: Tiling, memory: int
+) -> tuple[Fit, "Forecast"]:
+    """Cut a request further until it fits so many bytes of device memory; and what it will take.
+
+    Raises OutOfMemory where it cannot be cut so far.
+    """
+    from diffusion_rt.engines.native.forecast import Work
+
+    _, height, width = whole.latent_shape
+    work = Work(
+        height=height,
+        width=width,
+        rows=rows,
+        images=whole.group,
+        tokens=tokens,
+        tile=whole.tile,
+    )
+    work, forecast = forecaster.fitted(work, memory, tiles=tiling != "off")
+    return replace(whole, group=work.images, tile=work.tile), forecast
 
 
 def available() -> int | None:

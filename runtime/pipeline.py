@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +21,16 @@ from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.runtime.conditioning import Conditioner, Conditioning
 from diffusion_rt.runtime.decode import Decoder, to_pixels
 from diffusion_rt.runtime.denoise import Guidance, denoise, denoise_on_device
-from diffusion_rt.runtime.memory import Fit, Tiling, budget, fit
+from diffusion_rt.runtime.memory import Fit, Tiling, budget, fit, fit_device
 from diffusion_rt.runtime.noise import NoiseSource, make_noise
 from diffusion_rt.runtime.picture import describe
 from diffusion_rt.runtime.plan import Plan
 from diffusion_rt.runtime.request import Request
 from diffusion_rt.runtime.samplers import make_plan, sampler_name
 from diffusion_rt.runtime.unet import Unet
+
+if TYPE_CHECKING:
+    from diffusion_rt.engines.native.forecast import Forecast, Forecaster
 
 SHIPPED = Path(__file__).parent / "models" / "shapes-xl"
 
@@ -55,6 +58,7 @@ class Job:
     plan: Plan
     guidance: Guidance
     room: Fit
+    forecast: "Forecast | None" = None  # of device memory, where that has a budget
 
 
 class Pipeline:
@@ -67,21 +71,28 @@ class Pipeline:
         *,
         tiling: Tiling = "auto",
         room: int | None = None,
+        memory: int | None = None,
     ) -> None:
         """Engines are opened when first needed and kept until `close`.
 
         `room` is how many bytes activations may take (see `memory.budget`), None for no limit. It
-        holds as long as the pipeline, so that a request is always cut in the same way.
+        holds as long as the pipeline, so that a request is always cut in the same way. `memory` is
+        the budget of device memory that `backend` was opened with.
         """
         self.folder = folder
         self.backend = backend
         self._tiling = tiling
         self._room = room
+        self._memory = memory
+        self._forecaster: Forecaster | None = None
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._denoiser = backend.denoiser()
         self._conditioner: Conditioner | None = None
-        self._decoder = Decoder(self._open_decoder, folder.manifest.vae)
+        self._decoder = Decoder(
+            self._open_decoder, folder.manifest.vae, lambda: self._make_room("decode")
+        )
+        self._holding: set[str] = set()  # stages that have taken memory and keep it
 
     @classmethod
     def open(
@@ -92,19 +103,21 @@ class Pipeline:
         threads: int | None = None,
         provider: str | None = None,
         tiling: Tiling = "auto",
+        memory: int | None = None,
     ) -> Self:
         """Open an exported model folder, or the small one that ships where `model` is None.
 
         `engine` is `auto`, `ort`, `trt` or `native`; `provider` is ONNX Runtime's device, `cpu` or
         `cuda`. `tiling` says whether the VAE decodes in tiles (`on`, `off`); `auto` does where one
-        pass would not fit the memory there is. Raises BadInput where folder or engine cannot be
-        used, and where memory cannot hold the weights.
+        pass would not fit the memory there is. `memory` is how many bytes of device memory the
+        native engine may take at most. Raises BadInput where folder or engine cannot be used, and
+        where memory cannot hold the weights.
         """
         folder = open_model(SHIPPED if model is None else Path(model))
-        backend = open_backend(folder, engine, threads=threads, provider=provider)
+        backend = open_backend(folder, engine, threads=threads, provider=provider, memory=memory)
         on_host = provider != "cuda" and backend.denoiser() is None
         room = budget(folder) if on_host else None  # the host's memory, not a GPU's
-        return cls(folder, backend, tiling=tiling, room=room)
+        return cls(folder, backend, tiling=tiling, room=room, memory=memory)
 
     def generate(self, request: Request, *, progress: Progress | None = None) -> Result:
         """Draw the pictures of one request.
@@ -146,6 +159,25 @@ class Pipeline:
             steps = len(levels) - 1
         elif request.timesteps is not None:
             steps = len(request.timesteps)
+        room = fit(
+            manifest,
+            width=width,
+            height=height,
+            rows=guidance.rows,
+            images=len(seeds),
+            tiling=self._tiling,
+            room=self._room,
+        )
+        forecast = None
+        if self._memory is not None:
+            room, forecast = fit_device(
+                self._known_forecaster(),
+                room,
+                rows=guidance.rows,
+                tokens=max(encoder.max_length for encoder in manifest.text_encoders),
+                tiling=self._tiling,
+                memory=self._memory,
+            )
         return Job(
             request=replace(
                 request,
@@ -159,15 +191,8 @@ class Pipeline:
             seeds=seeds,
             plan=plan,
             guidance=guidance,
-            room=fit(
-                manifest,
-                width=width,
-                height=height,
-                rows=guidance.rows,
-                images=len(seeds),
-                tiling=self._tiling,
-                room=self._room,
-            ),
+            room=room,
+            forecast=forecast,
         )
 
     def close(self) -> None:
@@ -180,6 +205,7 @@ class Pipeline:
                 self._denoiser.close()
             self._conditioner = None
             self._decoder.close()
+            self._holding.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -201,6 +227,7 @@ class Pipeline:
         with watch("denoise"):
             latents = self._denoise(job, conditioning, progress)
         with watch("decode"):
+            self._holding.add("decode")
             images = self._decode(latents, job.room, progress)
         for image, seed in zip(images, job.seeds, strict=True):
             one = replace(job.request, seed=seed, num_images_per_prompt=1)
@@ -216,16 +243,23 @@ class Pipeline:
         )
 
     def _condition(self, job: Job) -> Conditioning:
-        if self._conditioner is None:
-            self._conditioner = Conditioner(self.folder, self._engine)
-        return self._conditioner(job.request, guided=job.guidance.rows == 2)
+        self._holding.add("text")
+        while True:
+            if self._conditioner is None:
+                self._conditioner = Conditioner(self.folder, self._engine)
+            try:
+                return self._conditioner(job.request, guided=job.guidance.rows == 2)
+            except OutOfMemory:
+                if not self._make_room("text"):
+                    raise
 
     def _denoise(self, job: Job, conditioning: Conditioning, progress: Progress) -> Latents:
         """Latents [images, c, h, w], in groups of as many images as there is room for.
 
-        Engines built for fewer get groups of as many, and those that run out of memory all the same
-        groups of half the size.
+        Engines built for fewer get groups of as many. Those that run out of memory all the same
+        get what other stages held, then groups of half the size.
         """
+        self._holding.add("denoise")
         seeds, size = job.seeds, job.room.group
         done: list[Latents] = []
         while seeds:
@@ -239,6 +273,8 @@ class Pipeline:
             try:
                 done.append(self._denoise_group(job, conditioning, noise, report))
             except OutOfMemory:
+                if self._make_room("denoise"):
+                    continue
                 if len(noise) == 1:
                     raise
                 size = -(-len(noise) // 2)
@@ -279,6 +315,32 @@ class Pipeline:
             images.append(Image.fromarray(pixels))
         progress("decode", len(latents), len(latents))
         return images
+
+    def _known_forecaster(self) -> "Forecaster":
+        from diffusion_rt.engines.native.backend import usual_precision
+        from diffusion_rt.engines.native.forecast import Forecaster
+
+        if self._forecaster is None:
+            self._forecaster = Forecaster(self.folder, usual_precision(self.folder))
+        return self._forecaster
+
+    def _make_room(self, stage: str) -> bool:
+        """Close what the other stages hold, to be opened again; whether there was anything.
+
+        So a device that holds every part keeps them, and a smaller one takes them in turn.
+        """
+        others = self._holding - {stage}
+        self._holding &= {stage}
+        if "decode" in others:
+            self._decoder.close()
+        if "denoise" in others and self._denoiser is not None:
+            self._denoiser.close()
+        for graph in list(self._engines):
+            if ("denoise" if graph.startswith("unet_") else "text") in others:
+                self._engines.pop(graph).close()
+        if "text" in others:
+            self._conditioner = None
+        return bool(others)
 
     def _engine(self, graph: str) -> Engine:
         if graph not in self._engines:

@@ -6,6 +6,7 @@ from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.tactics import Tactics, key_of
 from diffusion_rt.engines.protocol import Backend
@@ -28,6 +29,8 @@ def open_native(
     GPU is too old.
     """
     gpu = gpu or open_gpu()
+    if budget is not None:
+        gpu.device = BudgetedDevice(gpu.device, budget)
     tactics = Tactics(cache_folder("tactics"), key_of(gpu.device))
     for wrong in tactics.rebuilt:
         _LOG.warning("%s", wrong)
@@ -36,7 +39,6 @@ def open_native(
         gpu,
         precision=precision or usual_precision(folder),
         choose=tactics.choose,
-        budget=budget,
     )
     return DeviceBackend(graphs, gpu)
 

@@ -1,20 +1,19 @@
 """What device memory a request takes, stage by stage, reckoned before anything is loaded."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from diffusion_rt.engines.errors import OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.lower import plan_of
-from diffusion_rt.engines.native.plan import Arithmetic, Plan
+from diffusion_rt.engines.native.plan import Plan
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.spec import Precision
 
 SPARE = 1.05  # for splits of products, tables of a loop, counters, what allocations round up
 TABLE_ROWS = 64  # evaluations that the loop's tables have room for, at least
 STACK = 5  # latents that the widest sampler carries
-
-UNET = ("unet_prompt", "unet_timestep", "unet_step")
+SMALLEST_TILE = 16  # latent pixels a side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,56 +67,85 @@ class Forecast:
         """The peak where each stage frees what it took."""
         return max(stage.total for stage in self.stages.values())
 
-    def __str__(self) -> str:
-        """Such as `text 0.9 GB, denoise 6.1 GB, decode 4.2 GB`."""
-        return ", ".join(f"{name} {gigabytes(s.total)}" for name, s in self.stages.items())
+    def told(self, budget: int) -> str:
+        """The peak within a budget, in words."""
+        if self.together <= budget:
+            return f"{gigabytes(self.together)} of {gigabytes(budget)}, every part stays loaded"
+        stages = ", ".join(f"{name} {gigabytes(s.total)}" for name, s in self.stages.items())
+        return f"{gigabytes(self.in_turn)} of {gigabytes(budget)}, parts in turn: {stages}"
 
 
-def forecast(folder: ModelFolder, work: Work, precision: Precision = "float16") -> Forecast:
-    """The memory that `work` needs, from the plans of its sizes; no weight is read."""
-    planner = _Planner(folder, precision)
-    encoders = [
-        planner.plan(
-            encoder.graph,
-            {"batch": work.rows * -(-work.tokens // encoder.max_length)},
-            {"tokens": encoder.max_length},
+class Forecaster:
+    """Forecasts for one model; plans are made once for each size."""
+
+    def __init__(self, folder: ModelFolder, precision: Precision = "float16") -> None:
+        """`precision` is what the engine runs in where a graph has no other."""
+        self._folder = folder
+        self._precision: Precision = precision
+        self._plans: dict[tuple[str, tuple[tuple[str, int], ...]], Plan] = {}
+
+    def __call__(self, work: Work) -> Forecast:
+        """The memory that `work` needs, from the plans of its sizes; no weight is read."""
+        encoders = [
+            self._plan(
+                encoder.graph,
+                batch=work.rows * -(-work.tokens // encoder.max_length),
+                tokens=encoder.max_length,
+            )
+            for encoder in self._folder.manifest.text_encoders
+        ]
+        batch = work.rows * work.images
+        latents = {"height": work.height, "width": work.width}
+        unet = [
+            self._plan("unet_prompt", batch=batch, tokens=work.tokens),
+            self._plan("unet_timestep", n=TABLE_ROWS * batch),
+            self._plan("unet_step", batch=batch, tokens=work.tokens, **latents),
+        ]
+        channels = self._folder.manifest.unet.in_channels
+        state = 4 * STACK * work.images * channels * work.height * work.width
+        tile = {side: min(size, work.tile or size) for side, size in latents.items()}
+        return Forecast(
+            text=_stage(encoders),
+            denoise=_stage(unet, state),
+            decode=_stage([self._plan("vae_decoder", batch=1, **tile)]),
         )
-        for encoder in folder.manifest.text_encoders
-    ]
-    batch = work.rows * work.images
-    sizes = {"batch": batch, "tokens": work.tokens, "n": batch}
-    latents = {"height": work.height, "width": work.width}
-    unet = [planner.plan(graph, sizes, latents) for graph in UNET]
-    channels = folder.manifest.unet.in_channels
-    state = 4 * STACK * work.images * channels * work.height * work.width
-    tables = TABLE_ROWS * sum(unet[1].buffers[name].size for name in unet[1].outputs)
-    tile = {side: min(size, work.tile or size) for side, size in latents.items()}
-    decoder = planner.plan("vae_decoder", {"batch": 1}, tile)
-    return Forecast(_stage(encoders), _stage(unet, state + tables), _stage([decoder]))
 
+    def fitted(self, work: Work, budget: int, *, tiles: bool = True) -> tuple[Work, Forecast]:
+        """`work` cut until its stages, taken in turn, fit the budget, and its forecast.
 
-def check_budget(found: Forecast, budget: int, free: int, work: Work) -> None:
-    """Raise OutOfMemory, with what is needed, what there is and what to do, where it is too much.
+        First the VAE decodes in tiles, if it may, then fewer images are denoised together. Raises
+        OutOfMemory where that is not enough: what is needed, what there is, and what would fit.
+        """
+        found, side = self(work), max(work.height, work.width)
+        while tiles and found.decode.total > budget and (work.tile or side) > SMALLEST_TILE:
+            tile = max(-(-(work.tile or side) // 2), SMALLEST_TILE)
+            found = self(work := replace(work, tile=tile))
+        while found.denoise.total > budget and work.images > 1:
+            fitting = work.images * budget // found.denoise.total
+            found = self(work := replace(work, images=min(max(fitting, 1), work.images - 1)))
+        if found.in_turn > budget:
+            raise OutOfMemory(self._too_little(work, found, budget))
+        return work, found
 
-    The stages are taken in turn; `budget` and `free` are in bytes.
-    """
-    have = min(budget, free)
-    if found.in_turn <= have:
-        return
-    stage, needed = max(found.stages.items(), key=lambda item: item[1].total)
-    ways = ["a smaller --width and --height"]
-    if work.images > 1:
-        ways.insert(0, "fewer --images")
-    if work.rows > 1:
-        ways.append("--guidance-scale 1")
-    weights = f", {gigabytes(needed.weights)} of them weights" if needed.weights else ""
-    limit = (
-        f"--memory allows {gigabytes(budget)}" if budget <= free else f"{gigabytes(free)} is free"
-    )
-    raise OutOfMemory(
-        f"{stage} of {8 * work.width}x{8 * work.height} needs {gigabytes(needed.total)} of device "
-        f"memory{weights}, and {limit}; try {', '.join(ways)}, or --engine ort"
-    )
+    def _too_little(self, work: Work, found: Forecast, budget: int) -> str:
+        stage, needed = max(found.stages.items(), key=lambda item: item[1].total)
+        said = (
+            f"{stage} of {_pixels(work)} needs {gigabytes(needed.total)} of device memory, "
+            f"{gigabytes(needed.weights)} of it for weights; the budget is {gigabytes(budget)}"
+        )
+        for eighths in range(7, 1, -1):
+            height, width = (max(size * eighths // 8, 1) for size in (work.height, work.width))
+            smaller = replace(work, height=height, width=width)
+            if self(smaller).in_turn <= budget:
+                return f"{said}; {_pixels(smaller)} would fit"
+        return f"{said}; no size would fit: give it more, or use --engine ort"
+
+    def _plan(self, graph: str, **sizes: int) -> Plan:
+        key = (graph, tuple(sorted(sizes.items())))
+        if key not in self._plans:
+            dtype = arithmetic(self._folder, graph, None, self._precision)
+            self._plans[key] = plan_of(self._folder, graph, sizes, dtype)
+        return self._plans[key]
 
 
 def gigabytes(count: int) -> str:
@@ -125,14 +153,8 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 100_000_000 else f"{count / 1e6:.1f} MB"
 
 
-class _Planner:
-    def __init__(self, folder: ModelFolder, precision: Precision) -> None:
-        self._folder, self._precision = folder, precision
-
-    def plan(self, graph: str, *sizes: Mapping[str, int]) -> Plan:
-        dtype: Arithmetic = arithmetic(self._folder, graph, None, self._precision)
-        known = {name: size for group in sizes for name, size in group.items()}
-        return plan_of(self._folder, graph, known, dtype)
+def _pixels(work: Work) -> str:
+    return f"{8 * work.width}x{8 * work.height}"
 
 
 def _stage(plans: list[Plan], arrays: int = 0) -> Stage:

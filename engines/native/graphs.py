@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.memory import short_of_memory
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.arena import Arena
@@ -13,7 +14,6 @@ from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic
 from diffusion_rt.engines.native.precision import arithmetic
-from diffusion_rt.engines.native.room import Room
 from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
@@ -37,19 +37,17 @@ class NativeGraphs:
         *,
         precision: Precision = "float16",
         choose: Choose = likely_fastest,
-        budget: int | None = None,
     ) -> None:
         """Open nothing yet; `gpu` is the caller's.
 
-        `precision` is that of `open` where it is given none. `budget` is how many bytes of device
-        memory to take at most. Raises BadInput where the chip is too old.
+        `precision` is that of `open` where it is given none. Raises BadInput where the chip is too
+        old.
         """
         check_chip(gpu)
         self.folder, self.gpu = folder, gpu
         self._precision = precision
         self._choose = choose
         device = gpu.device
-        self.room = Room(device, budget)
         with translated("the native engine"):
             self._stream = device.stream()
             self.arena = Arena(device, self._wait)
@@ -74,7 +72,7 @@ class NativeGraphs:
         while count > 1:
             sizes = {"batch": rows * count, "height": height, "width": width, "tokens": tokens}
             needed = self._step_bytes(sizes)
-            free = self.room.free() + self.arena.nbytes
+            free = self.gpu.device.memory().free + self.arena.nbytes
             if needed <= free:
                 break
             count = max(1, min(count - 1, count * free // needed))
@@ -102,6 +100,12 @@ class NativeGraphs:
         except BaseException:
             weights.close()
             raise
+
+    def want(self, what: str, nbytes: int) -> None:
+        """Raise OutOfMemory, with what is needed and what is free, where that is less."""
+        free = self.gpu.device.memory().free
+        if nbytes > free:
+            raise short_of_memory(what, nbytes, free)
 
     def left_by(self, engine: NativeEngine) -> None:
         """Give back what only the closed engine needed: weights, and what the arena has too much.
@@ -196,7 +200,7 @@ class LoadedGraph:
         program, graphs = self.planned(sizes), self._graphs
         more = max(0, program.nbytes - self.arena.nbytes)
         weights = 0 if self._weights is not None else program.plan.weights_size
-        graphs.room.want(self.graph, more + weights)
+        graphs.want(self.graph, more + weights)
         with translated(self.graph):
             self.arena.reserve(program.nbytes, program.counters)
             if self._weights is None:

@@ -14,12 +14,14 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.engines.spec import Precision
+from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver.simulator import Simulator
-from support.device_graphs import simulated_gpu
+from support.device_graphs import HostImages, simulated_gpu
 
 SHIPPED = Path(__file__).resolve().parents[3] / "runtime" / "models" / "shapes-xl"
 SIZES = {"height": 4, "width": 6, "tokens": 32}
@@ -174,13 +176,23 @@ def test_memory_too_small_for_the_weights(model: ModelFolder) -> None:
     graphs.close()
 
 
+def budgeted(gpu: Gpu, megabytes: int) -> Gpu:
+    """The same device, of which only some memory may be taken."""
+    return Gpu(BudgetedDevice(gpu.device, megabytes << 20), HostImages())
+
+
 def test_a_budget_is_what_a_smaller_device_would_be(model: ModelFolder) -> None:
-    gpu = simulated_gpu()
-    graphs = NativeGraphs(model, gpu, precision="float32", budget=4 << 20)
-    with pytest.raises(OutOfMemory, match="unet_step"):
+    gpu = budgeted(simulated_gpu(), 4)
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    with pytest.raises(OutOfMemory, match=r"unet_step: .* 0\.004 GB is free"):
         bind(gpu, graphs.open("unet_step"), 2)
     bind(gpu, graphs.open("unet_timestep"), 2)
-    assert graphs.room.free() < (4 << 20) - graphs.loaded("unet_timestep").weights_bytes
+    left = gpu.device.memory()
+    assert left.total == 4 << 20
+    assert left.free < (4 << 20) - graphs.loaded("unet_timestep").weights_bytes
+    with pytest.raises(driver.OutOfMemory, match="are left"):
+        gpu.device.allocate(left.free + 1)
+    gpu.device.allocate(left.free)
 
 
 def test_the_images_that_fit(model: ModelFolder) -> None:
@@ -189,13 +201,13 @@ def test_the_images_that_fit(model: ModelFolder) -> None:
     most = {"rows": 2, "tokens": 32, "images": 8}
     assert whole.most_images((4, 16, 16), **most) == 8
     for megabytes in (11, 13, 15):
-        graphs = NativeGraphs(model, gpu, precision="float16", budget=megabytes << 20)
+        small = budgeted(gpu, megabytes)
+        graphs = NativeGraphs(model, small, precision="float16")
         count = graphs.most_images((4, 16, 16), **most)
         assert 1 <= count < 8
         if count > 1:  # and so many do fit
-            engine = graphs.open("unet_step")
-            bind(gpu, engine, 2 * count, height=16, width=16)
-            graphs.close()
+            bind(small, graphs.open("unet_step"), 2 * count, height=16, width=16)
+        graphs.close()
 
 
 def bind(gpu: Gpu, engine: Any, batch: int, **sizes: int) -> Mapping[str, DeviceArray]:
