@@ -100,19 +100,24 @@ def write_weights(
     with writing(path) as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name, shape in shapes.items():
-            center, scale = law(name, shape)
-            place = zlib.crc32(name.encode()) % BLOCK
-            left = math.prod(shape)
-            # Of a tensor shorter than the block only its own draws are scaled.
-            first, last = (place, place + left) if place + left <= BLOCK else (0, BLOCK)
-            values = np.float32(center) + np.float32(scale) * noise[first:last]
-            block = memoryview(values.astype(dtype).tobytes())
-            place -= first
+            block = memoryview(block_of(name, shape, dtype, noise).tobytes())
+            left = size * math.prod(shape)
             while left:
-                count = min(left, last - first - place)
-                file.write(block[size * place : size * (place + count)])
-                left, place = left - count, 0
+                left -= file.write(block[:left])
     return end // size
+
+
+def block_of(
+    name: str, shape: tuple[int, ...], dtype: str, noise: NDArray[np.float32]
+) -> NDArray[Any]:
+    """The first values of a tensor: all, or a whole block, which then comes again and again."""
+    center, scale = law(name, shape)
+    place = zlib.crc32(name.encode()) % BLOCK
+    end = place + min(math.prod(shape), BLOCK)
+    draws = noise[place:end]
+    if end > BLOCK:
+        draws = np.concatenate([draws, noise[: end - BLOCK]])
+    return (np.float32(center) + np.float32(scale) * draws).astype(dtype)
 
 
 def uniform(seed: int) -> NDArray[np.float32]:

@@ -43,6 +43,7 @@ examples:
   diffusion-rt bench stages --engine null --sizes 1024x1024      (our own time around the engines)
   diffusion-rt bench checkpoint --architecture sd-1.5 --keep ./sd15
   diffusion-rt bench export --architecture sdxl-base --keep ./sdxl
+  diffusion-rt bench graphs --model ./sdxl --keep ./graphs       (5 MB, for bench/gpu.py)
   diffusion-rt bench step --model ./sdxl --sizes 512x512 --apart
   diffusion-rt bench chip                                        (the roof of the roofline)
   diffusion-rt bench build --model ./sdxl --engine trt --buckets 1024x1024
@@ -313,6 +314,21 @@ def chip(benchmark: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def graphs(benchmark: str, argv: Sequence[str]) -> int:
+    """Copy an exported model of generated weights without them, for a machine with a GPU."""
+    found = _read(benchmark, argv, "model", add=_add_keep)
+    for name in ("model", "keep"):
+        if getattr(found, name) is None:
+            raise BadInput(f"--{name} is missing; see diffusion-rt bench graphs --help")
+    _check_new(found.keep)
+
+    from diffusion_rt.bench.bare import strip
+
+    size = strip(found.model, found.keep)
+    print(plain(f"{found.keep}: {size / 1e6:.1f} MB; python bench/gpu.py --graphs {found.keep}"))
+    return 0
+
+
 def build(benchmark: str, argv: Sequence[str]) -> int:
     """Measure building engines of a model."""
 
@@ -408,6 +424,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "checkpoint": (checkpoint, "no measurement: a checkpoint of generated weights"),
     "build": (build, "engines for this chip: time, size, memory; and again, with nothing to do"),
     "kernels": (kernels, "each GPU kernel by itself: right, then bytes and operations a second"),
+    "graphs": (graphs, "no measurement: an exported model without its generated weights"),
     "report": (report, "no measurement: tables and plots from the records"),
 }
 
@@ -437,7 +454,7 @@ def _add_keep(parser: argparse.ArgumentParser) -> None:
         "--keep",
         type=Path,
         metavar="DIR",
-        help="leave the checkpoint there, a new folder; sdxl-base takes 7 GB of disk",
+        help="a new folder for it; the weights of sdxl-base take 7 GB of disk",
     )
 
 

@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 LONGEST = 10.0  # minutes
 GRACE = 5.0  # seconds between a part's last row and its end by force
-# What is to be measured here one day, and the module it stands in.
-ABSENT = (
-    ("native engine", "diffusion_rt.engines.native"),
-    ("TensorRT engine", "diffusion_rt.engines.trt"),
-    ("prompt to pixels against diffusers", "diffusion_rt.engines.native"),
-)
 PEERS = ("diffusers", "transformers", "onnxruntime", "tensorrt", "nvmath", "cudnn")
 
 
@@ -99,6 +93,7 @@ def _start(name: str, seconds: float, found: argparse.Namespace) -> "subprocess.
     command += ["--output", str(found.output), "--device", found.device]
     command += ["--deadline", str(time.time() + seconds), "--command", _command(found)]
     command += ["--commit", found.commit] if found.commit else []
+    command += ["--graphs", str(found.graphs)] if found.graphs else []
     # What was compiled or measured before this run is no part of it.
     cache = str((found.output / "cache").resolve())
     given = os.environ.get("PYTHONPATH")
@@ -138,9 +133,6 @@ def table(rows: "Sequence[Row]") -> str:
     lines = [f"  {row.name}: {_short(row.note)}" for row in times if row.shown]
     missing = [(row.name, row.note) for row in rows if row.outcome == "not run"]
     lines += [f"not run: {name}: {_short(note)}" for name, note in dict.fromkeys(missing)]
-    for what, module in ABSENT:
-        why = "has no row here yet" if importable(module) else "is not in this release"
-        lines.append(f"not run: {what} {why}")
     absent = [peer for peer in PEERS if not importable(peer)]
     lines += [f"not run: {', '.join(absent)}: no such package"] if absent else []
     lines += [f"WRONG {row.name}: {row.note}" for row in wrong]
@@ -154,6 +146,7 @@ def _short(note: str) -> str:
 def _command(found: argparse.Namespace) -> str:
     """As anybody can type it; of the folder nothing."""
     words = ["python", "bench/gpu.py", "--output", "DIR"]
+    words += ["--graphs", "DIR"] if found.graphs else []
     words += ["--device", found.device] if found.device != "cuda" else []
     return shlex.join(words)
 
@@ -183,6 +176,13 @@ def _parser(parts: Sequence[str]) -> argparse.ArgumentParser:
         help=f"of {', '.join(parts)}; default: all, in this order",
     )
     parser.add_argument(
+        "--graphs",
+        type=_folder,
+        metavar="DIR",
+        help="an exported SDXL model of generated weights, with or without them, by `diffusion-rt "
+        "bench graphs`; without it nothing of full size runs",
+    )
+    parser.add_argument(
         "--commit", type=_commit, help="of these sources, for a copy without its history"
     )
     return parser
@@ -201,6 +201,12 @@ def _parts(text: str, known: Sequence[str]) -> list[str]:
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is no part; one of {', '.join(known)}")
     return names
+
+
+def _folder(text: str) -> Path:
+    if not Path(text, "manifest.json").is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no exported model; give the folder of one")
+    return Path(text)
 
 
 def _commit(text: str) -> str:

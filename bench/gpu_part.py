@@ -43,12 +43,18 @@ PARTS = {
     "right": Part("gpu_kernels:check", 180, (BINDINGS,), required=True),
     "denoise": Part("gpu_denoise:denoise", 90, (BINDINGS,), required=True),
     "compile": Part("gpu_compile:compile_all", 90, (BINDINGS,)),
+    "native": Part("gpu_model:native", 240, (BINDINGS,)),
+    "first": Part("gpu_model:first", 60, (BINDINGS,), proves=False),
     "attention": Part("gpu_tactics:attention", 60, (BINDINGS,)),
     "products": Part("gpu_tactics:products", 90, (BINDINGS,)),
     "convolutions": Part("gpu_tactics:convolutions", 90, (BINDINGS,)),
+    "yardsticks": Part("gpu_torch:yardsticks", 150, ("torch",), proves=False),
+    "times": Part("gpu_kernels:measure", 60, (BINDINGS,), proves=False),
+    "against": Part(
+        "gpu_model:against", 120, ("torch", "diffusers", "tokenizers", "PIL"), proves=False
+    ),
+    "tensorrt": Part("gpu_model:tensorrt", 240, (BINDINGS, "tensorrt"), proves=False),
     "contract": Part("gpu_suite:contract", 120, (BINDINGS,)),
-    "times": Part("gpu_kernels:measure", 120, (BINDINGS,), proves=False),
-    "yardsticks": Part("gpu_torch:yardsticks", 240, ("torch",), proves=False),
     "tests": Part("gpu_suite:kernels", 240, (BINDINGS,)),
 }
 NAMES = {BINDINGS: "cuda-bindings"}  # as packages are called where modules are called otherwise
@@ -63,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cuda", "simulator"), default="cuda")
     parser.add_argument("--command", required=True)
     parser.add_argument("--commit")
+    parser.add_argument("--graphs", type=Path)
     found = parser.parse_args(argv)
     simulated = found.device == "simulator"
     part = PARTS[found.part]
@@ -72,7 +79,15 @@ def main(argv: Sequence[str]) -> int:
         sink = Sink(found.part, SIMULATOR, found.output, found.deadline, found.command)
         sink.not_run(found.part, str(error))
         return 0
-    sink = Sink(found.part, chip, found.output, found.deadline, found.command, found.commit)
+    sink = Sink(
+        found.part,
+        chip,
+        found.output,
+        found.deadline,
+        found.command,
+        found.commit,
+        graphs=found.graphs,
+    )
     for module in part.needs:
         # A simulator stands in for the driver, not for PyTorch.
         if not (simulated and module == BINDINGS) and not importable(module):

@@ -68,6 +68,7 @@ class Sink:
     command: str
     commit: str | None = None  # of the sources, where their history is not here
     tell: Callable[[Row], None] = print_json
+    graphs: Path | None = None  # of a model of full size, with weights or without
     _origins: dict[str, Origin] = field(default_factory=dict)
     _clocks: Clocks | None = None
 

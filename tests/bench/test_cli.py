@@ -42,7 +42,7 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         # What follows the reading of the flags is not for this test.
         for first in ("_check_peers", "_require", "_origin"):
             monkeypatch.setattr(cli, first, stop)
-        for first in ("bench.kernels.check", "engines.model_folder.open_model"):
+        for first in ("bench.kernels.check", "bench.bare.strip", "engines.model_folder.open_model"):
             monkeypatch.setattr(f"diffusion_rt.{first}", stop)
         monkeypatch.setattr("diffusion_rt.bench.machine.checkout", stop)
         with pytest.raises(InterruptedError):

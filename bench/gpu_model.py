@@ -1,0 +1,267 @@
+"""Parts of the GPU run: full-size SDXL of generated weights, by each of our engines."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_rt.bench import bare
+from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
+from diffusion_rt.bench.gpu_rows import Setting, Sink, excess
+from diffusion_rt.engines.cache_folder import cache_folder
+from diffusion_rt.engines.device.gpu import Gpu, open_gpu
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native.backend import open_host, open_native
+from diffusion_rt.engines.native.lower import plan_of
+from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.kernels.compile import host_library
+from diffusion_rt.kernels.driver.simulator import Simulator
+
+SHIPPED = Path(__file__).resolve().parent.parent / "runtime" / "models" / "shapes-xl"
+NO_GRAPHS = "no graphs; give --graphs DIR, made by: diffusion-rt bench graphs --model … --keep DIR"
+FILLED = "model"  # the folder with weights, in the folder of records
+REMAIN = 30  # seconds that a build of tactics leaves for what comes after it
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much is drawn."""
+
+    side: int  # of the picture that is timed, in pixels
+    steps: int
+    repeats: int
+    checked: int  # side of the latents whose prediction is held against the host's
+
+
+FULL, TINY = Extent(1024, 30, 3, 16), Extent(32, 2, 1, 4)
+
+
+class HostImages:
+    """Kernels compiled for the host, kept in the user's cache folder from one part to the next."""
+
+    def image(self, variant: Variant, arch: int) -> bytes:
+        """A host library."""
+        path = cache_folder("simulator") / variant.name
+        if not path.exists():
+            path.write_bytes(host_library([variant]))
+        return path.read_bytes()
+
+
+def native(sink: Sink) -> None:
+    """One evaluation against the host; then a step, the decoder and a picture.
+
+    These are timed twice: before and after the ways to run each operation were measured.
+    """
+    folder = _folder(sink, "native")
+    if folder is None:
+        return
+    extent = TINY if sink.chip.simulated else FULL
+    gpu = _gpu(sink)
+    _check(sink, folder, open_native(folder, gpu=gpu), extent)
+    gpu.close()
+    _time(sink, folder, "native, ways not measured", extent, open_native)
+    if sink.chip.simulated:
+        return
+    if sink.deadline - time.time() < REMAIN:
+        sink.not_run("native", "out of time before its ways were measured")
+        return
+    _build(sink, folder, "native", extent)
+    _time(sink, folder, "native", extent, open_native)
+
+
+def tensorrt(sink: Sink) -> None:
+    """The same by TensorRT, its engines built first."""
+    folder = _folder(sink, "tensorrt")
+    if folder is None:
+        return
+    if sink.chip.simulated:
+        sink.not_run("tensorrt", "on a simulator it is the test suite itself")
+        return
+    from diffusion_rt.engines.trt.backend import open_trt
+
+    if _build(sink, folder, "trt", FULL):
+        _time(sink, folder, "trt", FULL, open_trt)
+
+
+def first(sink: Sink) -> None:
+    """A picture in a fresh process, which this one is; kernels are compiled and ways measured."""
+    folder = _folder(sink, "first-picture")
+    if folder is None:
+        return
+    extent = TINY if sink.chip.simulated else FULL
+    drawer = Drawer(folder, open_native(folder, gpu=_gpu(sink)))
+    drawn = drawer.draw(extent.side, extent.side, extent.steps, 7)
+    since = _age()
+    setting = {**_setting(folder, extent, "native"), "steps": extent.steps}
+    if drawn.pixels.std() > 1:
+        sink.timed("first-picture", [since], setting, note="process start to pixels")
+    else:
+        sink.failed("first-picture", "the picture is a plane", setting)
+    drawer.close()
+
+
+def against(sink: Sink) -> None:
+    """diffusers beside the native engine on the same weights, by the benchmark that does that."""
+    folder = _folder(sink, "diffusers")
+    if folder is None:
+        return
+    if sink.chip.simulated:
+        sink.not_run("diffusers", "on a simulator it is the test suite itself")
+        return
+    command = [sys.executable, "-m", "diffusion_rt", "bench", "end-to-end", "--model"]
+    command += [str(folder.path), "--device", "cuda", "--engine", "native", "--setting", "mlperf"]
+    command += ["--repeats", "3", "--warm-up", "1", "--output", str(sink.output)]
+    said = _told(sink, command)
+    for line in said.splitlines():
+        wrong = "not timed" in line
+        sink.say("diffusers", "wrong" if wrong else "timed", line)
+
+
+def _check(sink: Sink, folder: ModelFolder, backend: Backend, extent: Extent) -> None:
+    """A prediction in half precision against the host's in float32.
+
+    Allowed is twice what rounding at the same places costs the host.
+    """
+    side = extent.checked
+    begun = time.perf_counter()
+    found = evaluate(backend.load, side)
+    truth, plain = (
+        evaluate(open_host(folder, precision=precision).load, side)
+        for precision in ("float32", "float16")
+    )
+    seconds = time.perf_counter() - begun
+    setting: Setting = {"model": folder.manifest.name, "latents": f"{side}x{side}", "rows": 2}
+    error = excess(found, plain.astype(np.float16), truth.astype(np.float64))
+    sink.checked("unet", error, setting)
+    print(f"unet checked in {seconds:.1f} s", file=sys.stderr)
+
+
+def _time(
+    sink: Sink,
+    folder: ModelFolder,
+    engine: str,
+    extent: Extent,
+    opened: Callable[..., Backend],
+) -> None:
+    """A picture several times, and the stages of it."""
+    gpu = _gpu(sink)
+    begun = time.perf_counter()
+    drawer = Drawer(folder, opened(folder, gpu=gpu))
+    first = drawer.draw(extent.side, extent.side, 1, 0)
+    load = time.perf_counter() - begun
+    setting = _setting(folder, extent, engine)
+    if not _fine(sink, first, setting):
+        return
+    drawn = [drawer.draw(extent.side, extent.side, extent.steps, n) for n in range(extent.repeats)]
+    if not all(_fine(sink, one, setting) for one in drawn):
+        return
+    memory = gpu.device.memory()
+    used = memory.total - memory.free
+    flop, nbytes = _work(folder, extent)
+    steps = [gap for one in drawn for gap in one.steps]
+    step = sink.timed(
+        "step", steps, {**setting, "rows": 2}, flop=flop, nbytes=nbytes, peak_device=used
+    )
+    if not sink.chip.simulated:
+        sink.say("step", "timed", f"{engine}: {1 / step:.1f} steps a second with guidance")
+    for name in ("decode", "text", "picture"):
+        times = [one.seconds[name] for one in drawn]
+        more: Setting = {"steps": extent.steps} if name == "picture" else {}
+        sink.timed(name, times, {**setting, **more}, peak_device=used)
+    sink.timed("load", [load], setting, note="opened, compiled, loaded, captured, one step drawn")
+    drawer.close()
+    gpu.close()
+
+
+def _fine(sink: Sink, drawn: Drawing, setting: Setting) -> bool:
+    """Whether a picture is finite and no plane; a row where it is not."""
+    latents, pixels = drawn.latents, drawn.pixels
+    if np.isfinite(latents).all() and latents.std() > 1e-3 and pixels.std() > 1:
+        return True
+    sink.failed("picture", "latents or pixels are flat or not finite", setting)
+    return False
+
+
+def _work(folder: ModelFolder, extent: Extent) -> tuple[int, int]:
+    """Operations and bytes of one evaluation, as the native engine's plan has them."""
+    side = extent.side // folder.manifest.vae.factor
+    tokens = max(encoder.max_length for encoder in folder.manifest.text_encoders)
+    sizes = {"batch": 2, "height": side, "width": side, "tokens": tokens}
+    plan = plan_of(folder, "unet_step", sizes, "float16")
+    flop = sum(operation.flops for operation in plan.operations)
+    return flop, sum(plan.bytes_moved(operation) for operation in plan.operations)
+
+
+def _build(sink: Sink, folder: ModelFolder, engine: str, extent: Extent) -> bool:
+    """Build the engines for one size; whether that came to its end."""
+    command = [sys.executable, "-m", "diffusion_rt", "build", str(folder.path), "--engine", engine]
+    command += ["--buckets", f"{extent.side}x{extent.side}"]
+    begun = time.perf_counter()
+    try:
+        _told(sink, command)
+    except RuntimeError as error:
+        sink.not_run(f"build {engine}", str(error))
+        return False
+    seconds = time.perf_counter() - begun
+    sink.timed("build", [seconds], _setting(folder, extent, engine))
+    return True
+
+
+def _told(sink: Sink, command: list[str]) -> str:
+    """What a command prints; RuntimeError with its last words where it fails or takes too long."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=max(sink.deadline - time.time(), 1),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError("out of time") from None
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["no word"])[-1])
+    return done.stdout
+
+
+def _folder(sink: Sink, name: str) -> ModelFolder | None:
+    """The model, its weights generated if they are not there; None, and a row, without graphs."""
+    if sink.graphs is None and not sink.chip.simulated:
+        sink.not_run(name, NO_GRAPHS)
+        return None
+    given = sink.graphs or SHIPPED
+    if not bare.is_bare(given):
+        return open_model(given)
+    if sink.output is None:
+        sink.not_run(name, "nowhere to generate weights into")
+        return None
+    target = sink.output / FILLED
+    if not (target / "manifest.json").exists():
+        begun = time.perf_counter()
+        count = bare.fill(given, target)
+        seconds = time.perf_counter() - begun
+        sink.say("weights", "timed", f"{count:,} generated in {seconds:.1f} s", shown=False)
+    return open_model(target)
+
+
+def _setting(folder: ModelFolder, extent: Extent, engine: str) -> dict[str, str | int | float]:
+    size = f"{extent.side}x{extent.side}"
+    return {"model": folder.manifest.name, "size": size, "engine": engine}
+
+
+def _gpu(sink: Sink) -> Gpu:
+    return Gpu(Simulator(arch=80), HostImages()) if sink.chip.simulated else open_gpu()
+
+
+def _age() -> float:
+    """Seconds since this process was started."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started

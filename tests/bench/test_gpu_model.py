@@ -1,0 +1,127 @@
+"""The model of the GPU run on the simulator: what is drawn, held against the host, and refused."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_rt.bench import gpu_drawing, gpu_model
+from diffusion_rt.bench.gpu_chip import SIMULATOR, Chip
+from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
+from diffusion_rt.bench.gpu_rows import Row, Sink
+from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.native.backend import open_host
+from diffusion_rt.runtime.conditioning import Conditioning
+from diffusion_rt.runtime.unet import Unet
+from support.device_graphs import HostImages
+
+CHIP = Chip(name="a chip", arch=90, multiprocessors=132, memory=1 << 37, l2_bytes=1, cuda="13.0")
+
+
+@pytest.fixture(autouse=True)
+def images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that other tests of this process have compiled."""
+    monkeypatch.setattr(gpu_model, "HostImages", HostImages)
+
+
+def rows_of(part: Any, folder: Path, chip: Chip = SIMULATOR, **more: Any) -> list[Row]:
+    rows: list[Row] = []
+    part(Sink("part", chip, folder, time.time() + 600, "command", "a" * 40, rows.append, **more))
+    return rows
+
+
+def test_a_picture_is_held_against_the_host_and_timed(tmp_path: Path) -> None:
+    rows = rows_of(gpu_model.native, tmp_path)
+    assert [(row.name, row.outcome) for row in rows] == [
+        ("unet", "right"),
+        *((name, "untimed") for name in ("step", "decode", "text", "picture", "load")),
+    ]
+    rows = rows_of(gpu_model.first, tmp_path)
+    assert [(row.name, row.outcome) for row in rows] == [("first-picture", "untimed")]
+
+
+def test_a_unet_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = evaluate
+
+    def other(load: Any, side: int, seed: int = 0) -> Any:
+        found = right(lambda graph: open_host(folder).load(graph), side, seed)
+        if load.__self__.name.startswith("native (host)"):
+            return found
+        return found + np.float32(0.05) * found.std()
+
+    folder = open_model(gpu_model.SHIPPED)
+    monkeypatch.setattr(gpu_model, "evaluate", other)
+    monkeypatch.setattr(gpu_model, "_time", lambda *_: None)
+    rows = rows_of(gpu_model.native, tmp_path)
+    assert [row.outcome for row in rows] == ["wrong"]
+
+
+def test_an_evaluation_is_what_the_runtime_makes_of_the_same_inputs() -> None:
+    folder = open_model(gpu_model.SHIPPED)
+    backend = open_host(folder)
+    given: dict[str, Any] = {}
+
+    class Noted:
+        """An engine that keeps what it is bound to."""
+
+        def __init__(self, graph: str) -> None:
+            self._engine, self._graph = backend.load(graph), graph
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._engine, name)
+
+        def bind(self, buffers: Any) -> None:
+            given[self._graph] = {name: buffers[name].copy() for name in self._engine.inputs}
+            self._engine.bind(buffers)
+
+    found = evaluate(Noted, 2)
+    prompt, latent = given["unet_prompt"], given["unet_step"]["latent"]
+    unet = Unet(*(backend.load(f"unet_{part}") for part in ("prompt", "timestep", "step")))
+    conditioning = Conditioning(**prompt)
+    # The runtime gives each row of guidance the same latent, so it is asked row by row.
+    for row in range(2):
+        unet.prepare(conditioning, np.array([601], np.float32), 1, latent.shape[1:])
+        wanted = unet.predict(0, latent[row : row + 1], 1.0)[row]
+        np.testing.assert_allclose(found[row], wanted.reshape(wanted.shape[-3:]), atol=1e-5)
+
+
+@pytest.mark.parametrize("spoil", ["nan", "flat"])
+def test_a_picture_that_is_none_is_wrong(spoil: str, tmp_path: Path) -> None:
+    rows: list[Row] = []
+    sink = Sink("p", SIMULATOR, tmp_path, time.time() + 9, "c", "a" * 40, rows.append)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 2, 2), np.float32)
+    pixels = np.random.default_rng(0).integers(0, 255, (1, 16, 16, 3), np.uint8)
+    assert gpu_model._fine(sink, Drawing(latents, pixels), {})
+    if spoil == "nan":
+        latents[0, 0, 0, 0] = np.nan
+    else:
+        pixels[:] = 7
+    assert not gpu_model._fine(sink, Drawing(latents, pixels), {})
+    assert rows[-1].outcome == "wrong"
+
+
+@pytest.mark.parametrize("part", ["native", "first", "tensorrt", "against"])
+def test_without_graphs_nothing_of_full_size_runs(part: str, tmp_path: Path) -> None:
+    rows = rows_of(getattr(gpu_model, part), tmp_path, CHIP)
+    assert [row.outcome for row in rows] == ["not run"]
+    assert "diffusion-rt bench graphs" in rows[0].note
+
+
+@pytest.mark.parametrize("part", ["tensorrt", "against"])
+def test_what_a_simulator_does_not_stand_for_is_said(part: str, tmp_path: Path) -> None:
+    rows = rows_of(getattr(gpu_model, part), tmp_path)
+    assert [row.outcome for row in rows] == ["not run"]
+
+
+def test_a_process_knows_how_old_it_is() -> None:
+    age = gpu_model._age()
+    assert 0 < age < 24 * 3600
+    assert gpu_model._age() >= age
+
+
+def test_a_backend_without_a_loop_on_a_device_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="a loop on its device"):
+        Drawer(open_model(gpu_model.SHIPPED), open_host(open_model(gpu_model.SHIPPED)))
+    assert gpu_drawing.ROWS == 2
