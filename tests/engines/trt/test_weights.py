@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ def test_mapped_weights(stored: str, dtype: str, gap: int, tmp_path: Path) -> No
             values_of(here).astype(np.float64), expected.astype(np.float64)
         )
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_casts_take_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    elements = 24 << 20
+    with (tmp_path / "unet" / "w.bin").open("wb") as file:
+        file.truncate(2 * elements)
+    weights = [weight_of("w", "float16", "float32", (elements,), 0)]
+    tracemalloc.start()
+    try:
+        found = map_weights(tmp_path, weights, tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found["w"].data.nbytes == 96 << 20
+    assert peak < 32 << 20
 
 
 def test_weights_of_the_files_own_type_are_not_copied(tmp_path: Path) -> None:
