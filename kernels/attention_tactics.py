@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from diffusion_rt.kernels import attention_sm90
 from diffusion_rt.kernels.attention import PARAMETERS, Attention, Dtype
+from diffusion_rt.kernels.attention_sm90 import Sm90Attention
 from diffusion_rt.kernels.driver.arguments import Value
 from diffusion_rt.kernels.driver.errors import Misuse
 from diffusion_rt.kernels.driver.launch import Launch, Limits
@@ -234,15 +236,16 @@ TILED = (
     _plain(160, 64, 200),
     _plain(512, 32, 192),
 )
-TACTICS: tuple[Tactic, ...] = TILED
+TACTICS: tuple[Tactic, ...] = (*attention_sm90.TACTICS, *TILED)
 VARIANTS = tuple(tactic.variant for tactic in TILED)
 
 
 def tactics(attention: Attention, limits: Limits) -> tuple[Tactic, ...]:
     """All that run an attention on a chip, the likely fastest first; raises Misuse for none.
 
-    The smallest head that fits; few keys in shared memory; else the most queries a block, for they
-    share what is read of keys and values, as long as two blocks come on each multiprocessor.
+    The smallest head that fits; few keys in shared memory; sm_90's own; else the most queries a
+    block, for they share what is read of keys and values, as long as two blocks come on each
+    multiprocessor.
     """
     found = [tactic for tactic in TACTICS if tactic.takes(attention, limits)]
     if not found:
@@ -252,10 +255,11 @@ def tactics(attention: Attention, limits: Limits) -> tuple[Tactic, ...]:
             f"sm_{limits.arch}; up to {most} are taken"
         )
 
-    def rank(tactic: Tactic) -> tuple[int, bool, bool, int]:
+    def rank(tactic: Tactic) -> tuple[int, bool, bool, bool, int]:
         x, y, z = tactic.launch(attention).grid
         idle = x * y * z < 2 * limits.multiprocessors
         rows = -(-attention.queries // x)
-        return tactic.head, not isinstance(tactic, Resident), idle, rows if idle else -rows
+        kind = not isinstance(tactic, Resident), not isinstance(tactic, Sm90Attention)
+        return tactic.head, *kind, idle, rows if idle else -rows
 
     return tuple(sorted(found, key=rank))

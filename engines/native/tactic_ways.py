@@ -146,8 +146,8 @@ def attend(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
 
     def way(tactic: attention_tactics.Tactic) -> Way:
         def calls(places: Places) -> tuple[Call, ...]:
-            addresses = [places.view(view) for view in views]
-            arguments = tactic.arguments(sizes, *addresses)
+            query, key, value, output = (places.view(view) for view in views)
+            arguments = tactic.arguments(sizes, query, key, value, output, chip.encode)
             return (Call(tactic.variant, tactic.launch(sizes), arguments),)
 
         return Way(name=tactic.variant.name, variants=(tactic.variant,), calls=calls)
