@@ -19,7 +19,13 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.trt.library import OLDEST
 from diffusion_rt.engines.trt.library import version_of as numbers_of
 from diffusion_rt.engines.trt.places import folders_of
-from diffusion_rt.engines.trt.plan_file import PlanHeader, check_usable, plan_path, read_header
+from diffusion_rt.engines.trt.plan_file import (
+    PlanHeader,
+    check_usable,
+    is_ours,
+    plan_path,
+    read_header,
+)
 from diffusion_rt.runtime.finding import Check, Finding, size, version_of
 
 TIMEOUT_SECONDS = 60.0
@@ -117,7 +123,10 @@ def _plans_in(place: Path, model: ModelFolder) -> list[Finding]:
             if header is None:
                 lacking.append(graph)
                 continue
-            check_usable(header, plan_path(place, graph), model, header.key.machine)
+            path = plan_path(place, graph)
+            check_usable(header, path, model, header.key.machine)
+            if not is_ours(place, graph):
+                raise BadInput(f"{path} was built by somebody else, and is not run unasked")
         except BadInput as error:
             findings.append(Finding("absent", "engines", str(error), _build(model)))
             continue

@@ -10,6 +10,7 @@ from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.options import Compatibility
+from diffusion_rt.engines.trt.plan_file import is_ours
 
 
 def target_name(machine: Machine, compatibility: Compatibility) -> str:
@@ -59,8 +60,9 @@ def folders_to_load(model: ModelFolder, machine: Machine) -> list[Path]:
 
 
 def has_plans(model: ModelFolder) -> bool:
-    """Whether a UNet's plan lies anywhere for this model, for whatever machine."""
-    return any((folder / "unet_step.plan").exists() for folder in folders_of(model))
+    """Whether a UNet's plan of this user's lies anywhere for this model, for whatever machine."""
+    folders = [f for f in folders_of(model) if (f / "unet_step.plan").exists()]
+    return any(is_ours(folder, "unet_step") for folder in folders)
 
 
 def folders_of(model: ModelFolder) -> list[Path]:

@@ -115,6 +115,10 @@ def test_the_engines_of_a_model(model: ModelFolder, monkeypatch: Patch) -> None:
     for words in ("3 plans", "TensorRT 11.4.0.106", "float32", "128x128, 96x160"):
         assert words in there.found
     assert "none of text_encoder, text_encoder_2, unet_timestep" in lacking.found
+    with monkeypatch.context() as other:
+        other.setenv("XDG_CACHE_HOME", str(model.path.parent / "somebody else's"))
+        foreign = doctor_gpu.plans(model.path)[1]
+    assert "was built by somebody else, and is not run unasked" in foreign.found
     (plan,) = model.path.glob("engines/trt/*/unet_step.plan")
     plan.write_bytes(plan.read_bytes()[:-1])
     damaged = doctor_gpu.plans(model.path)[2]

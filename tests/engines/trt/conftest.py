@@ -1,4 +1,7 @@
-"""TensorRT, simulated or real, and the shipped model with engines built on it."""
+"""TensorRT, simulated or real, and the shipped model with engines built on it.
+
+The tests have a cache folder of their own: plans are sealed by a key that lies there.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -10,6 +13,14 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.trt.build import build
 from diffusion_rt.runtime.pipeline import SHIPPED
 from support.tensorrt_bench import COVERAGE, KINDS, PLAIN, Kind, tensorrt_on
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Set for the whole run, so that tests of hypothesis may use it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module", params=KINDS)
