@@ -61,8 +61,7 @@ def generate(argv: Sequence[str]) -> int:
         choice = choose(found.engine, provider=found.provider, model=pipeline.folder)
         if found.format == "text":
             print(f"engine {choice}", file=sys.stderr)
-            forecast = pipeline.settle(request).forecast
-            if forecast is not None:
+            if found.memory is not None and (forecast := pipeline.settle(request).forecast):
                 print(f"memory at most {forecast.told(found.memory)}", file=sys.stderr)
         with progress_bars(quiet=found.format == "json") as progress:
             result = pipeline.generate(request, progress=progress)

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -105,6 +105,7 @@ def test_engine_flags_reach_the_pipeline(folder: Path) -> None:
         "threads": 3,
         "provider": "cpu",
         "tiling": "on",
+        "memory": None,
     }
 
 
@@ -268,3 +269,15 @@ def test_a_disk_that_fills_while_drawing(tmp_path: Path) -> None:
     assert drawing.returncode == 2, err
     assert "a.png cannot be written: the file is bigger than this place allows" in err
     assert files(tmp_path) == []
+
+
+def test_a_budget_of_memory_is_told_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = SimpleNamespace(told=lambda budget: f"1.0 GB of {budget} bytes, parts in turn")
+    settled = SimpleNamespace(forecast=told)
+    monkeypatch.setattr(StandIn, "settle", lambda self, request: settled, raising=False)
+    argv = ["generate", "red", "--engine", "ort", "--provider", "cpu", "--memory", "8G"]
+    assert main(argv) == 0
+    assert StandIn.opened["memory"] == 8 << 30
+    assert f"memory at most 1.0 GB of {8 << 30} bytes" in capsys.readouterr().err
