@@ -41,6 +41,7 @@ WAYS_OUT = (
     "limit by --workspace"
 )
 
+MILLION = 1_000_000
 Report = Callable[[str, int, int], None]  # stage, done, total
 Say = Callable[[str], None]
 
@@ -81,10 +82,10 @@ def build(
     """Build the engines of `graphs` (all that the model has) where there is no such plan yet.
 
     `force` builds them anyway; `trust` keeps plans that somebody else built, where they fit.
-    `report` hears of stages `verify` and `check` (bytes) and of each graph that is built (per
-    mille); `say` of what a person wants to know. Ctrl-C ends it soon, with what was finished kept
-    and nothing else left. Raises BadInput where TensorRT is missing,
-    another build is under way or the options do not fit this GPU, and OutOfMemory.
+    `report` hears of stages `verify` and `check` (bytes) and of each graph that is built (parts of
+    a million); `say` of what a person wants to know. Ctrl-C ends it soon, with what was finished
+    kept and nothing else left. Raises BadInput where TensorRT is missing, another build is under
+    way or the options do not fit this GPU, and OutOfMemory.
     """
     machine = Machine(
         gpu=device.name, arch=device.arch, driver=device.driver, tensorrt=require_tensorrt()
@@ -260,7 +261,7 @@ class _Maker:
         weights = map_weights(self.model.path, prepared.weights, self.folder)
 
         def progress(share: float) -> None:
-            self.report(prepared.graph, round(1000 * share), 1000)
+            self.report(prepared.graph, round(MILLION * share), MILLION)
             self.peak = max(self.peak or 0, free - self.device.memory().free)
 
         monitor = Monitor(progress)

@@ -62,7 +62,7 @@ def fold_casts(graph: Graph) -> None:
     folded: dict[str, str] = {}  # output of a Cast -> tensor
     for tensor in [t for t in graph.tensors.values() if t.source and t.dtype in FLOATS]:
         for node, _ in readers.get(tensor.name, []):
-            dtype = int_of(node.attributes["to"]) if node.op == "Cast" else 0
+            dtype = _cast_to(node)
             if dtype in FLOATS and node.outputs[0] not in graph.outputs:
                 folded[node.outputs[0]] = _as(graph, tensor, dtype)
     graph.nodes = [node for node in graph.nodes if node.outputs[0] not in folded]
@@ -74,7 +74,7 @@ def to_bfloat16(graph: Graph) -> None:
     for node in graph.nodes:
         if any(has_tensor(attribute) for attribute in node.attributes.values()):
             raise Refused(f"a tensor within {node.op}, not known how to write it in bfloat16")
-        if node.op == "Cast" and int_of(node.attributes["to"]) == FLOAT32:
+        if _cast_to(node) == FLOAT32:
             node.attributes["to"] = int_attribute("to", BFLOAT16)
         for place, name in enumerate(node.inputs):
             if name in graph.tensors and graph.tensors[name].dtype == FLOAT32:
@@ -88,13 +88,13 @@ def to_bfloat16(graph: Graph) -> None:
             narrow = f"{name}.bfloat16"
             _rename_inputs(graph, {name: narrow})
             first.append(_cast(name, narrow, BFLOAT16))
-            graph.values[narrow] = Value(BFLOAT16, graph.values[name].shape)
+            graph.values[narrow] = Value(BFLOAT16, graph.value(name).shape)
     for name in graph.outputs:
         if graph.dtype(name) == FLOAT32:
             narrow = f"{name}.bfloat16"
             _rename(graph, name, narrow)
             last.append(_cast(narrow, name, FLOAT32))
-            graph.values[narrow] = Value(BFLOAT16, graph.values[name].shape)
+            graph.values[narrow] = Value(BFLOAT16, graph.value(name).shape)
     graph.nodes = [*first, *graph.nodes, *last]
     ends = {*graph.inputs, *graph.outputs}
     for name, value in graph.values.items():
@@ -127,7 +127,7 @@ def mark_decomposable(graph: Graph, *, strict: bool) -> None:
     """
     for node in graph.nodes:
         if node.op == "Attention":
-            query = graph.values.get(node.inputs[0], Value(0, None))
+            query = graph.value(node.inputs[0] if node.inputs else "")
             head = query.shape[-1] if query.shape else None
             fused = query.dtype in HALVES and head in FUSED_HEADS and not any(node.inputs[3:])
             if not (strict and fused):
@@ -152,11 +152,11 @@ def _surround(graph: Graph, chosen: Callable[[Node], bool]) -> None:
             if name not in widened:
                 widened[name] = f"{name}.float32"
                 nodes.append(_cast(name, widened[name], FLOAT32))
-                graph.values[widened[name]] = Value(FLOAT32, graph.values[name].shape)
+                graph.values[widened[name]] = Value(FLOAT32, graph.value(name).shape)
             node.inputs[place] = widened[name]
         output = node.outputs[0]
         node.outputs[0] = f"{output}.wide"
-        graph.values[node.outputs[0]] = Value(FLOAT32, graph.values[output].shape)
+        graph.values[node.outputs[0]] = Value(FLOAT32, graph.value(output).shape)
         nodes += [node, _cast(node.outputs[0], output, dtype)]
     graph.nodes = nodes
 
@@ -191,6 +191,11 @@ def _as(graph: Graph, tensor: Tensor, dtype: int) -> str:
             data = cast(values, NAMES[tensor.dtype], NAMES[dtype]).tobytes()
         graph.tensors[name] = Tensor(name, dtype, tensor.shape, data, tensor.source)
     return name
+
+
+def _cast_to(node: Node) -> int:
+    """The type that a Cast casts to; 0 where it says none, and for all other nodes."""
+    return int_of(node.attributes.get("to", b"")) if node.op == "Cast" else 0
 
 
 def _cast(source: str, target: str, dtype: int) -> Node:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from diffusion_rt.engines.errors import shown
 from diffusion_rt.engines.onnx_file import (
     ATTRIBUTE,
     GRAPH,
@@ -96,7 +97,11 @@ class Graph:
         """The type of a value or tensor; 0 where it is not known."""
         if name in self.tensors:
             return self.tensors[name].dtype
-        return self.values[name].dtype if name in self.values else 0
+        return self.value(name).dtype
+
+    def value(self, name: str) -> Value:
+        """What the file says of a value, perhaps nothing."""
+        return self.values.get(name, Value(0, None))
 
     def readers(self) -> dict[str, list[tuple[Node, int]]]:
         """Value -> the nodes that read it, each with the place among its inputs."""
@@ -245,6 +250,8 @@ class _Reader(WireReader):
                 node.op = _text(self.data[a:b])
             elif number == 7:
                 node.domain = _text(self.data[a:b])
+        if not node.outputs:
+            raise Refused(f"a node {shown(node.op)} without outputs")
         return node
 
     def tensor(self, start: int, end: int) -> Tensor:
@@ -252,7 +259,9 @@ class _Reader(WireReader):
         name = self.text(fields, 8)
         dtype = next((a for number, a, _ in fields if number == 2), 0)
         if any(number == 14 and a == 1 for number, a, _ in fields):
-            source = self.external[name]
+            source = self.external.get(name)
+            if source is None:
+                raise Refused("a tensor whose name is no text")
             return Tensor(name, dtype, source.shape, source=source)
         shape: list[int] = []
         for number, a, b in fields:

@@ -74,7 +74,7 @@ def _plugin(name: str, inputs: list[str], output: str, layout: Layout) -> Node:
 
 def _heads(graph: Graph, node: Node) -> tuple[int, int]:
     """How many heads an attention has, and their size."""
-    if any(node.inputs[3:]) or len(node.outputs) != 1:
+    if len(node.inputs) < 3 or any(node.inputs[3:]) or len(node.outputs) != 1:
         raise Refused(f"{node.name}: attention with a mask, which the plugin does not know")
     for name in ("is_causal", "softcap", "qk_matmul_output_mode", "softmax_precision"):
         if name in node.attributes:
@@ -98,7 +98,11 @@ def _heads(graph: Graph, node: Node) -> tuple[int, int]:
 
 def _turned(node: Node | None) -> bool:
     """Whether a node exchanges tokens and heads."""
-    return node is not None and node.op == "Transpose" and ints_of(node.attributes["perm"]) == _TURN
+    return (
+        node is not None
+        and node.op == "Transpose"
+        and ints_of(node.attributes.get("perm", b"")) == _TURN
+    )
 
 
 def _drop_unread_turns(graph: Graph) -> None:

@@ -4,7 +4,9 @@ ONNX Runtime computes both. It has no bfloat16 on a CPU, so of the VAE in bfloat
 inferred strictly, as a strongly typed network infers them.
 """
 
+import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,11 @@ from onnx import TensorProto, helper
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.onnx_file import read_onnx
+from diffusion_rt.engines.protobuf import Refused
 from diffusion_rt.engines.spec import GRAPHS, TensorSpec
+from diffusion_rt.engines.trt.edits import edit, to_bfloat16
+from diffusion_rt.engines.trt.onnx_graph import read_graph
 from diffusion_rt.engines.trt.options import Edits
 from diffusion_rt.engines.trt.prepare import Prepared, prepare
 from diffusion_rt.engines.trt.weights import map_weights
@@ -203,12 +209,88 @@ def test_the_hash_knows_bytes_and_types(tmp_path: Path) -> None:
     assert len(hashes) == 4
 
 
-def test_a_graph_that_cannot_be_written_in_bfloat16(tmp_path: Path) -> None:
-    from diffusion_rt.engines.onnx_file import read_onnx
-    from diffusion_rt.engines.protobuf import Refused
-    from diffusion_rt.engines.trt.edits import to_bfloat16
-    from diffusion_rt.engines.trt.onnx_graph import read_graph
+@pytest.mark.parametrize(
+    ("graph", "edits"),
+    [
+        ("text_encoder", Edits(arithmetic="float16", wide_attention=True)),
+        ("unet_step", Edits(arithmetic="float16", attention="plugin")),
+        ("vae_decoder", BFLOAT16),
+    ],
+)
+def test_damaged_graphs_are_edited_or_refused(
+    graph: str, edits: Edits, shipped: ModelFolder
+) -> None:
+    content = shipped.graph(graph, edits.source).read_bytes()
+    chance = random.Random(5)
+    outcomes = set()
+    for _ in range(120):
+        damaged = bytearray(content)
+        for _ in range(chance.choice([1, 1, 3])):
+            place = chance.randrange(len(damaged))
+            kind = chance.randrange(4)
+            if kind == 0:
+                damaged[place] = chance.randrange(256)
+            elif kind == 1:  # a name, or another number
+                damaged[place] ^= 1 << chance.randrange(5)
+            elif kind == 2:
+                del damaged[place : place + chance.choice([1, 2, 40])]
+            else:
+                damaged[place:place] = damaged[place - 30 : place]
+        try:
+            found = read_onnx(bytes(damaged), "x")
+            network = read_graph(bytes(damaged), found)
+            edit(network, edits, graph)
+            network.content()
+            outcomes.add("edited")
+        except (BadInput, Refused):
+            outcomes.add("refused")
+    assert outcomes == {"edited", "refused"}
 
+
+def fields_dropped(proto: onnx.ModelProto, chance: random.Random) -> None:
+    """Take one thing out of a graph that an edit might count on."""
+    node = chance.choice(proto.graph.node)
+    kind = chance.randrange(6)
+    if kind == 0 and node.input:
+        del node.input[chance.randrange(len(node.input)) :]
+    elif kind == 1:
+        del node.output[:]
+    elif kind == 2:
+        del node.attribute[:]
+    elif kind == 3 and proto.graph.value_info:
+        del proto.graph.value_info[:]
+    elif kind == 4:
+        node.output.append("one too many")
+    else:
+        node.op_type = chance.choice(["Cast", "Attention", "GroupNormalization", "Transpose"])
+
+
+@pytest.mark.parametrize(
+    ("graph", "edits"),
+    [
+        ("text_encoder", Edits(arithmetic="float16", wide_attention=True)),
+        ("unet_step", Edits(arithmetic="float16", attention="plugin")),
+        ("vae_decoder", BFLOAT16),
+    ],
+)
+def test_graphs_that_lack_something_are_edited_or_refused(
+    graph: str, edits: Edits, shipped: ModelFolder
+) -> None:
+    whole = onnx.load(shipped.graph(graph, edits.source), load_external_data=False)
+    chance = random.Random(6)
+    for _ in range(40):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(whole)
+        for _ in range(chance.choice([1, 5, 30])):
+            fields_dropped(proto, chance)
+        content = proto.SerializeToString()
+        with suppress(BadInput, Refused):
+            network = read_graph(content, read_onnx(content, "x"))
+            edit(network, edits, graph)
+            network.content()
+
+
+def test_a_graph_that_cannot_be_written_in_bfloat16(tmp_path: Path) -> None:
     value = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0])
     graph = helper.make_graph(
         [
