@@ -149,7 +149,7 @@ STREAMS = (
     Stream(head=32, warps=4, tiles=2, keys=48, blocks=3, registers=168),
     Stream(head=48, warps=4, tiles=2, keys=64, blocks=2, registers=216),
     Stream(head=64, warps=4, tiles=2, keys=64, blocks=2, registers=248),
-    Stream(head=64, warps=4, tiles=1, keys=32, blocks=4, registers=128, suffix="_rows64"),
+    Stream(head=64, warps=4, tiles=1, keys=64, blocks=3, registers=168, suffix="_rows64"),
     Stream(head=80, warps=4, tiles=1, keys=64, blocks=3, registers=168),
     Stream(head=96, warps=4, tiles=1, keys=48, blocks=3, registers=168),
     Stream(head=128, warps=4, tiles=1, keys=32, blocks=2, registers=200),
