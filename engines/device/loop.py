@@ -86,11 +86,9 @@ class _Loop:
     def __init__(self, graphs: DeviceGraphs, gpu: Gpu, kept: int) -> None:
         self._graphs, self._gpu, self._kept = graphs, gpu, kept
         device = gpu.device
-        self._prompt = _Once(graphs.open("unet_prompt"))
-        self._timestep = _Once(graphs.open("unet_timestep"))
-        # Never bound: it keeps the weights where they are while sizes come and go.
-        self._weights = graphs.open("unet_step")
-        check_parts(self._prompt.engine, self._timestep.engine, self._weights)
+        # The step opened here is never bound: it keeps the weights while sizes come and go.
+        self._opened = _open(graphs, "unet_prompt", "unet_timestep", "unet_step")
+        self._prompt, self._timestep = _Once(self._opened[0]), _Once(self._opened[1])
         self._stream = device.stream()
         self._passed = [device.event() for _ in range(AHEAD)]
         self._sent, self._fetched = Pinned(device), Pinned(device)
@@ -109,10 +107,6 @@ class _Loop:
         count = len(evaluations.timesteps)
         try:
             bucket = self._bucket(size, count, len(noise))
-            runs = bucket.projection_runs(count)
-            # What binds may move scratch memory, so nothing is under way yet.
-            self._prompt.bind(bucket.prompt)
-            self._timestep.bind(runs[0])
             transfers = bucket.fill(self._stream, evaluations, guidance, start, noise)
             for name in PROMPT:
                 place = bucket.prompt[name]
@@ -121,7 +115,7 @@ class _Loop:
             self._sent.send(self._stream, transfers)
             self._prompt.enqueue(self._stream)
             bucket.repeat_added(self._stream, count)
-            for buffers in runs:
+            for buffers in bucket.projection_runs(count):
                 self._timestep.bind(buffers)
                 self._timestep.enqueue(self._stream)
             self._evaluate(bucket, count, report)
@@ -152,13 +146,19 @@ class _Loop:
         self._passed[index % AHEAD].synchronize()
 
     def _bucket(self, size: Size, evaluations: int, draws: int) -> Bucket:
-        """The memory for a size, made or found, with room for the tables."""
+        """The memory for a size, made or found, and engines bound to it.
+
+        What binds may move scratch memory, so nothing is under way yet.
+        """
         while True:
             try:
                 if size not in self._buckets:
                     self._buckets[size] = self._make(size)
+                bucket = self._buckets[size]
                 self._buckets.move_to_end(size)
-                self._buckets[size].reserve(evaluations, draws)
+                bucket.reserve(evaluations, draws)
+                self._prompt.bind(bucket.prompt)
+                self._timestep.bind(bucket.projection_runs(evaluations)[0])
                 break
             except OutOfMemory as error:
                 others = [known for known in self._buckets if known != size]
@@ -170,7 +170,7 @@ class _Loop:
                 raise self._too_large(size, str(error)) from None
         while len(self._buckets) > self._kept:
             self._buckets.popitem(last=False)[1].close()
-        return self._buckets[size]
+        return bucket
 
     def _make(self, size: Size) -> Bucket:
         return Bucket(
@@ -194,9 +194,8 @@ class _Loop:
         for bucket in self._buckets.values():
             bucket.close()
         self._buckets.clear()
-        self._prompt.engine.close()
-        self._timestep.engine.close()
-        self._weights.close()
+        for engine in self._opened:
+            engine.close()
         self._sent.close()
         self._fetched.close()
         for event in self._passed:
@@ -219,6 +218,20 @@ class _Once:
 
     def enqueue(self, stream: Stream) -> None:
         self.engine.enqueue(stream)
+
+
+def _open(graphs: DeviceGraphs, *names: str) -> list[DeviceEngine]:
+    """The three parts of the UNet, or none of them."""
+    opened: list[DeviceEngine] = []
+    try:
+        for name in names:
+            opened.append(graphs.open(name))
+        check_parts(*opened)
+    except BaseException:
+        for engine in opened:
+            engine.close()
+        raise
+    return opened
 
 
 def check_parts(prompt: DeviceEngine, timestep: DeviceEngine, step: DeviceEngine) -> None:
