@@ -30,6 +30,8 @@ from diffusion_rt.engines.protobuf import BLOB, BLOBS, Refused, WireReader, mess
 Attribute = int | float | bytes | tuple[int, ...] | tuple[float, ...] | NDArray[Any]
 Constant = ExternalTensor | NDArray[Any]  # a parameter, or a value that lies in the ONNX file
 
+MOST_NODES = 10_000  # SDXL's largest graph has 3,400
+
 VALUE = message("a value", {1: BLOB, 2: BLOB, 3: BLOB, 4: BLOBS})  # name, type, …
 
 _ARRAYS: dict[int, Any] = {  # TensorProto.DataType of the constants that are unpacked
@@ -100,6 +102,8 @@ def read_graph(content: bytes, what: str, gated: OnnxFile | None = None) -> Grap
 
 
 def _check_order(graph: Graph) -> None:
+    if len(graph.nodes) > MOST_NODES:
+        raise Refused(f"{len(graph.nodes)} nodes, at most {MOST_NODES} are lowered")
     made = {*graph.inputs, *graph.constants, ""}
     if len(made) != len(graph.inputs) + len(graph.constants) + 1:
         raise Refused("two inputs or constants have the same name")

@@ -20,6 +20,7 @@ from diffusion_rt.engines.native.patterns import (
 from diffusion_rt.engines.native.patterns.shaping import same
 from diffusion_rt.engines.native.placement import in_place, place
 from diffusion_rt.engines.native.plan import Arithmetic, Buffer, Copy, Plan
+from diffusion_rt.engines.native.schedule import shortcuts_first
 from diffusion_rt.engines.native.sizes import sizes_of
 from diffusion_rt.engines.native.values import Waves
 from diffusion_rt.engines.onnx_file import MAX_BYTES, check_external, read_onnx
@@ -61,6 +62,8 @@ def lower(
     cast. Raises BadInput where the signature is not the graph's, a size is missing, and where a
     node is not known: with its name and operator.
     """
+    if wrong := [symbol for symbol, size in sizes.items() if size < 1]:
+        raise BadInput(f"{name}: {wrong[0]} is {sizes[wrong[0]]}, wants 1 at least")
     given = [_buffer(spec, sizes, name) for spec in inputs]
     if {buffer.name for buffer in given} != set(graph.inputs):
         raise BadInput(f"{name}: inputs are {', '.join(graph.inputs)}, not those of the manifest")
@@ -75,11 +78,15 @@ def lower(
         if node.operator in ("Cast", "Transpose") and builder.parameter(node.inputs[0]):
             RULES[node.operator](builder, index, node)
             builder.claimed.add(index)
-    for index, node in enumerate(graph.nodes):
-        _lower_node(builder, index, node)
+    try:
+        for index, node in enumerate(graph.nodes):
+            _lower_node(builder, index, node)
+    except RecursionError:
+        raise BadInput(f"{name}: views of views without end; run with --engine ort") from None
     for buffer in made:
-        _write_output(builder, graph, buffer)
-    operations, buffers = in_place(builder.operations, builder.buffers)
+        _write_output(builder, buffer)
+    ordered = shortcuts_first(builder.operations)
+    operations, buffers = in_place(ordered, builder.buffers)
     buffers, arena = place(operations, buffers)
     return Plan(
         graph=name,
@@ -131,7 +138,7 @@ def _lower_node(builder: Builder, index: int, node: Node) -> None:
         RULES[node.operator](builder, index, node)
 
 
-def _write_output(builder: Builder, graph: Graph, buffer: Buffer) -> None:
+def _write_output(builder: Builder, buffer: Buffer) -> None:
     """Copy an output that no operation has written where it belongs."""
     reader = Node("Output", buffer.name, (buffer.name,), (), {})
     if isinstance(builder.values.get(buffer.name), Waves):

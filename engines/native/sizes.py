@@ -38,26 +38,33 @@ def sizes_of(graph: Graph, inputs: Mapping[str, tuple[int, ...]], what: str) -> 
         external = isinstance(constant, ExternalTensor)
         found[name] = Sized(constant.shape, None if external else constant)  # type: ignore[arg-type]
     found |= {name: Sized(shape) for name, shape in inputs.items()}
-    for node in graph.nodes:
-        read = [found[name] for name in node.inputs]
-        try:
-            if node.operator not in _RULES:
-                raise Unsuitable("this operator is not known")
-            made = _RULES[node.operator](node, read)
-            if len(made) < len(node.outputs):
-                raise Unsuitable(f"{len(node.outputs)} outputs")
-            if any(size < 0 for value in made for size in value.shape) or any(
-                prod(value.shape) > MOST for value in made
-            ):
-                raise Unsuitable(f"it would make {[list(value.shape) for value in made]}")
-        except (Unsuitable, ValueError, IndexError, TypeError) as wrong:
-            shapes = ", ".join(str(list(value.shape)) for value in read)
-            raise BadInput(
-                f"{what}: node {shown(node.name)}, operator {shown(node.operator)} of {shapes}: "
-                f"{wrong}; the native engine cannot run it, run with --engine ort"
-            ) from None
-        found |= zip(node.outputs, made, strict=False)
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            made = _made(node, [found[name] for name in node.inputs], what)
+            found |= zip(node.outputs, made, strict=False)
+            found[""] = Sized(())
     return found
+
+
+def _made(node: Node, read: list[Sized], what: str) -> list[Sized]:
+    """What a node makes of what it reads."""
+    try:
+        if node.operator not in _RULES:
+            raise Unsuitable("this operator is not known")
+        made = _RULES[node.operator](node, read)
+        if len(made) < len(node.outputs):
+            raise Unsuitable(f"{len(node.outputs)} outputs")
+        for value in made:
+            # Of sizes none may be asked for; of numbers there must be some.
+            if min(value.shape, default=1) < (value.array is None) or prod(value.shape) > MOST:
+                raise Unsuitable(f"it would make {list(value.shape)}")
+    except (Unsuitable, ValueError, IndexError, TypeError, ArithmeticError) as wrong:
+        shapes = ", ".join(str(list(value.shape)) for value in read)
+        raise BadInput(
+            f"{what}: node {shown(node.name)}, operator {shown(node.operator)} of {shapes}: "
+            f"{wrong}; the native engine cannot run it, run with --engine ort"
+        ) from None
+    return made
 
 
 def _want(condition: bool, reason: str) -> None:
@@ -267,7 +274,7 @@ def _conv(node: Node, read: list[Sized]) -> list[Sized]:
         (size[i] + pads[i] + pads[i + 2] - spread[i] * (kernel[i] - 1) - 1) // strides[i] + 1
         for i in range(2)
     ]
-    _want(min(made) > 0, "no pixel left")
+    _want(min(made) > 0 and min(strides) > 0 and min(pads) >= 0, "no pixel left")
     return [Sized((images, filters, *made))]
 
 

@@ -15,11 +15,13 @@ from diffusion_rt.engines.native.plan import (
     Copy,
     Elementwise,
     Epilogue,
+    GroupNorm,
     Operation,
     Plan,
     Product,
     View,
 )
+from diffusion_rt.engines.native.schedule import shortcuts_first
 from diffusion_rt.engines.spec import GRAPHS
 from support.native_plans import graph_sizes
 
@@ -183,6 +185,58 @@ def test_the_buffers_of_a_real_plan_lie_apart(graph: str) -> None:
             apart = one.offset + one.size <= other.offset or other.offset + other.size <= one.offset
             assert apart_in_time or apart, (one.name, other.name)
     assert all(b.offset + b.size <= plan.arena_size for b in arena)
+
+
+def test_a_shortcut_comes_before_the_norm_that_reads_the_same() -> None:
+    """Where its source is its own; a norm may then write over what it reads."""
+    plan = plan_of(open_model(SHIPPED), "vae_decoder", {"batch": 1, "height": 8, "width": 8})
+    names = [operation.name for operation in plan.operations]
+    resnet = "decoder.up_blocks.2.resnets.0"
+    shortcut = names.index(f"{resnet}.conv_shortcut")
+    assert names[shortcut + 1] == f"{resnet}.norm1"
+    norm = plan.operations[shortcut + 1]
+    assert norm.output.buffer == norm.reads[0].buffer
+    skips = plan_of(
+        open_model(SHIPPED), "unet_step", {"batch": 1, "height": 8, "width": 8, "tokens": 7}
+    )
+    names = [operation.name for operation in skips.operations]
+    resnet = "up_blocks.0.resnets.1"
+    assert names.index(f"{resnet}.conv_shortcut") + 1 == names.index(f"{resnet}.norm1")
+
+
+def test_a_shortcut_stays_where_its_source_changes_or_no_norm_reads_it() -> None:
+    def product(name: str, source: str) -> Product:
+        return Product(
+            name=name,
+            sources=(View(source, "float16", (8, 8), (8, 1)),),
+            weight="w",
+            columns=8,
+            image_rows=8,
+            epilogue=Epilogue(),
+            output=View(name, "float16", (8, 8), (8, 1)),
+        )
+
+    def norm(name: str, source: str) -> GroupNorm:
+        return GroupNorm(
+            name=name,
+            sources=(View(source, "float16", (1, 8, 8), (64, 8, 1)),),
+            weight="w",
+            bias="w",
+            groups=1,
+            epsilon=0.0,
+            silu=False,
+            output=View(name, "float16", (1, 8, 8), (64, 8, 1)),
+        )
+
+    first, half = product("x", "in"), norm("n", "x")
+    late = Copy(name="late", source=view("in", 64), output=view("x", 64))  # fills x up
+    cases: list[tuple[list[Operation], list[str]]] = [
+        ([first, half, product("s", "x")], ["x", "s", "n"]),
+        ([first, half, product("s", "n")], ["x", "n", "s"]),
+        ([first, half, late, product("s", "x")], ["x", "n", "late", "s"]),
+    ]
+    for operations, order in cases:
+        assert [operation.name for operation in shortcuts_first(operations)] == order
 
 
 def peak_of_the_live(plan: Plan) -> int:
