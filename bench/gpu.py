@@ -1,15 +1,27 @@
 """The whole GPU run as one command: what is right first, then what takes how long.
 
-    PYTHONPATH=src python bench/gpu.py --output DIR
+    python bench/gpu.py --output DIR --graphs GRAPHS
 
-needs NumPy and a GPU with its driver. The device layer and the kernels need cuda-bindings, and
-NVRTC or nvcc to compile; the yardsticks need torch; the tests need pytest and hypothesis. What
-lacks one says "not run: no NAME". Where nothing can be downloaded, carry wheels along:
-`pip download --no-deps cuda-bindings cuda-pathfinder` (13 MB), and nvidia-cuda-nvrtc where there
-is neither torch, which brings it, nor nvcc.
+needs NumPy and a GPU with its driver. The device layer, the kernels and the native engine need
+cuda-bindings, and NVRTC or nvcc to compile; the yardsticks need torch; the tests need pytest and
+hypothesis. What lacks one says "not run: no NAME". Where nothing can be downloaded, carry wheels
+along: `pip download --no-deps cuda-bindings cuda-pathfinder` (13 MB), and nvidia-cuda-nvrtc where
+there is neither torch, which brings it, nor nvcc.
 
-Each part runs in a process of its own and keeps its records, JSON lines in DIR, as soon as they are
-known. The exit status is 0 where all that was checked is right, and what must be shown was.
+GRAPHS is SDXL of full size without its weights, 5 MB, which any machine with PyTorch and diffusers
+makes in three minutes with 7 GB of disk and 1 GB of memory:
+
+    diffusion-rt bench export --architecture sdxl-base --keep ./sdxl-base
+    diffusion-rt bench graphs --model ./sdxl-base --keep ./graphs
+
+The weights, which depend on their names and a seed alone, are generated into DIR, 7 GB, and may be
+removed afterwards (DIR/model, DIR/cache). Without GRAPHS the parts of full size are not run.
+
+Each part runs in a process of its own, at most so many seconds, and keeps its records, JSON lines
+in DIR, as soon as they are known. The exit status is 0 where all that was checked is right, and
+what must be shown was.
+
+    cp DIR/*.jsonl bench/results/ && diffusion-rt bench report      (the tables of it)
 """
 
 import argparse
@@ -22,6 +34,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -38,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts or those named; 0 where everything that should be right was shown to be."""
     # As a script, Python puts this folder first, where any of its files could hide a package.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
+    if find_spec("diffusion_rt") is None:  # a checkout that is not installed
+        sys.path.insert(0, str(HERE.parent / "src"))
     from diffusion_rt.bench.gpu_part import PARTS
 
     found = _parser(tuple(PARTS)).parse_args(argv)

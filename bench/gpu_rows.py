@@ -22,7 +22,7 @@ from diffusion_rt.engines.typed_json import encode
 RIGHT, TIME = "gpu-right", "gpu-time"  # the two files of records
 PACKAGES = ("cuda-bindings", "nvidia-cuda-nvrtc", "triton", "nvidia-cudnn-cu13", "nvidia-cublas")
 
-Outcome = Literal["right", "wrong", "timed", "untimed", "not run", "lost"]
+Outcome = Literal["right", "wrong", "timed", "untimed", "not run", "noted", "lost"]
 Setting = Mapping[str, str | int | float]
 
 
