@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.command import Parser
+from diffusion_rt.engines import cli as build_cli
 from diffusion_rt.export import cli as export_cli
 from diffusion_rt.runtime import cli
 from diffusion_rt.runtime.flags import FLAGS, request_of
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-COMMAND = re.compile(r"^ *(?:\S+ \S+ \| )?(diffusion-rt (?:generate|export) .+)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ *(?:\S+ \S+ \| )?(diffusion-rt (?:generate|export|build) .+)$", re.MULTILINE
+)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -32,8 +35,8 @@ def _headings(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "text",
-    [(ROOT / "README.md").read_text(), cli.GENERATE, export_cli.EXAMPLES],
-    ids=["README", "generate", "export"],
+    [(ROOT / "README.md").read_text(), cli.GENERATE, export_cli.EXAMPLES, build_cli.EXAMPLES],
+    ids=["README", "generate", "export", "build"],
 )
 def test_commands_are_understood(text: str) -> None:
     lines = COMMAND.findall(text)
@@ -44,6 +47,9 @@ def test_commands_are_understood(text: str) -> None:
         if words[1] == "export":
             export_cli.add_arguments(parser)
             parser.read(words[2:])
+        elif words[1] == "build":
+            build_cli.add_arguments(parser)
+            build_cli.options_of(parser.read(words[2:]))
         else:
             found = cli.generate_parser().read(words[2:])
             found.prompt = found.PROMPT

@@ -213,6 +213,30 @@ def test_the_simulated_enumerations_have_the_real_numbers(bindings: Bindings) ->
     assert checked > 8
 
 
+def test_bindings_without_their_library_are_told_of(tmp_path: Path) -> None:
+    """What a user meets whose download of the library failed: the real bindings, and no library."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").write_text("from tensorrt_bindings import *\n")
+    code = (
+        "from diffusion_rt.engines.trt.library import require_tensorrt\n"
+        "from diffusion_rt.engines.errors import BadInput\n"
+        "try: require_tensorrt()\n"
+        "except BadInput as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("engine trt: TensorRT cannot be imported (libnv")
+    assert "cannot open shared object file" in line
+    assert line.endswith("install it anew: pip install 'diffusion-rt[trt]'")
+
+
 class Refitter:
     """Stands for the bindings' class, and is wrong in each way there is."""
 
