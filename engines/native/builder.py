@@ -317,7 +317,7 @@ class Builder:
         self.constants[name] = array
         return name
 
-    def padded(self, node: Node, view: View) -> View:
+    def padded(self, view: View) -> View:
         """A picture [images, C, height, width] as [images, height, width, C], C filled up to 8.
 
         What fills up are zeros; who writes a buffer that is wider than its channels sees to that.

@@ -5,7 +5,7 @@ offset and strides into a buffer) is how an operation reads a slice of a wider b
 and V, or heads in either order, so that no transpose, split or concatenation remains as work.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -460,11 +460,6 @@ class Plan:
             return operation.ids.size + 2 * output
         read = sum(view.size for view in operation.reads)
         return read + output + sum(self.weights[name].size for name in operation.weights)
-
-    def touched(self, operation: Operation) -> Iterator[str]:
-        """The buffers that an operation reads or writes, some perhaps twice."""
-        for view in (*operation.reads, operation.output):
-            yield view.buffer
 
 
 def launches(operation: Operation) -> int:

@@ -1,7 +1,6 @@
 """What a value of a graph is while the graph is lowered."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,4 +88,3 @@ class Waves:
 
 
 Value = Tensor | Parameter | Looked | Positions | Matches | Found | Angles | Waves
-Array = NDArray[Any]

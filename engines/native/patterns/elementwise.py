@@ -10,7 +10,7 @@ MOST_DIMENSIONS = 4
 
 
 def pair(builder: Builder, index: int, node: Node) -> None:
-    """Add and Mul, of two tensors or of a tensor and a number; quick_gelu begins with one."""
+    """Add and Mul, of two tensors or of a tensor and a number."""
     function: Function = "add" if node.operator == "Add" else "multiply"
     shape = builder.shape(node.outputs[0])
     views, scalars = [], []

@@ -162,7 +162,8 @@ def swish(builder: Builder, name: str) -> tuple[int, ...]:
         return ()
     if builder.only_reader(gate.outputs[0]) != last or first == last:
         return ()
-    return (*taken, last)
+    shapes = {builder.shape(nodes[index].outputs[0]) for index in (*taken, last)}
+    return (*taken, last) if shapes == {builder.shape(name)} else ()
 
 
 def _take_geglu(builder: Builder, chain: Chain, channels: int) -> bool:

@@ -479,3 +479,22 @@ def test_a_copy_only_where_memory_demands_it() -> None:
     plan = check(text, SIZES, {"w": real(16, 16)}, {"x": real(2, 2, 5, 8)})
     assert kinds(plan) == ["Copy", "Product"]
     assert isinstance(plan.operations[0], Copy)
+
+
+def test_a_factor_that_adds_a_dimension_is_no_quick_gelu() -> None:
+    text = """g (float[b, 8] x, float[16, 8] w) => (float[1, b, 16] y) {
+        v = Transpose <perm = [1, 0]> (w)
+        m = MatMul (x, v)
+        k = Constant <value = float[1, 1, 1] {1.702}> ()
+        a = Mul (m, k)
+        s = Sigmoid (a)
+        y = Mul (m, s) }"""
+    plan = check(text, SIZES, {"w": real(16, 8)}, {"x": real(2, 8)})
+    assert kinds(plan) == ["Product", "Elementwise", "Elementwise", "Elementwise"]
+    plan = check(
+        text.replace("float[1, 1, 1]", "float").replace("[1, b, 16]", "[b, 16]"),
+        SIZES,
+        {"w": real(16, 8)},
+        {"x": real(2, 8)},
+    )
+    assert kinds(plan) == ["Product"]
