@@ -123,12 +123,11 @@ def nearest(bucket: Bucket, buckets: Sequence[Bucket]) -> Bucket:
     return min(buckets, key=distance)
 
 
-def not_built(bucket: Bucket, buckets: Sequence[Bucket], folder: str) -> BadInput:
+def not_built(bucket: Bucket, buckets: Sequence[Bucket], command: str) -> BadInput:
     """The error for a size without an engine: the nearest that has one, the command that builds it.
 
-    `folder` is the model's, spelt for a shell; the command keeps the buckets there are.
+    `command` is what to type for all of `buckets` and this one.
     """
-    command = f"diffusion-rt build {folder} --engine trt --buckets {spelt((*buckets, bucket))}"
     return BadInput(
         f"{bucket}: the engines are built for {spelt(buckets)}; the nearest of these is "
         f"{nearest(bucket, buckets)}, or run: {command}"

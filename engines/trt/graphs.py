@@ -1,6 +1,5 @@
 """The plans of a model folder, as the graphs of a device."""
 
-import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from diffusion_rt.engines.device.protocol import DeviceEngine
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.spec import Precision
-from diffusion_rt.engines.trt.buckets import Bucket, not_built
+from diffusion_rt.engines.trt.again import bucket_of, build_command
+from diffusion_rt.engines.trt.buckets import Bucket, not_built, spelt
 from diffusion_rt.engines.trt.engine import Loaded, TrtEngine
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.loading import load_plan
@@ -80,10 +80,10 @@ class TrtGraphs:
         """BadInput where the plan of a graph computes in another precision."""
         arithmetic = self._plans[graph][1].key.edits.arithmetic
         if arithmetic != precision:
-            flag = "--vae-precision" if graph.startswith("vae_") else "--precision"
+            flag = "vae_precision" if graph.startswith("vae_") else "precision"
             raise BadInput(
                 f"{graph}: its plan computes in {arithmetic}, {precision} is wanted; build it "
-                f"again: {_build(self._model)} {flag} {precision}"
+                f"again: {self._build(**{flag: precision})}"
             )
 
     def most_images(
@@ -121,18 +121,23 @@ class TrtGraphs:
         if "height" in sizes and not within:
             factor = 1 if graph == "vae_encoder" else self._model.manifest.vae.factor
             wanted = Bucket(sizes["width"] * factor, sizes["height"] * factor)
-            names = [Bucket(*map(int, profile.name.split("x"))) for profile in profiles]
-            return not_built(wanted, names, shlex.quote(str(self._model.path)))
-        for symbol, flag, unit in (("batch", "--batch", 2), ("tokens", "--chunks", self._chunk)):
+            there = [bucket_of(profile.name) for profile in profiles]
+            command = self._build(buckets=spelt((*there, wanted)))
+            return not_built(wanted, there, command)
+        for symbol, flag, unit in (("batch", "batch", 2), ("tokens", "chunks", self._chunk)):
             if symbol in sizes and not any(p.holds(_only(sizes, symbol)) for p in within):
                 ranges = [p.sizes[symbol] for p in within]
                 most = max(-(-sizes[symbol] // unit), *(r.max // unit for r in ranges))
                 return BadInput(
                     f"{graph}: {symbol} {sizes[symbol]} is not within {ranges[0]} (min:opt:max) "
-                    f"that its plan is built for; run: {_build(self._model)} {flag} 1:1:{most}"
+                    f"that its plan is built for; run: {self._build(**{flag: f'1:1:{most}'})}"
                 )
         told = ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
-        return BadInput(f"{graph}: no profile of its plan holds {told}; {_build(self._model)}")
+        return BadInput(f"{graph}: no profile of its plan holds {told}; run: {self._build()}")
+
+    def _build(self, **changes: str) -> str:
+        headers = {graph: header for graph, (_, header) in self._plans.items()}
+        return build_command(self._model, headers, **changes)
 
 
 def find_plans(model: ModelFolder, machine: Machine) -> dict[str, tuple[Path, PlanHeader]]:
@@ -162,11 +167,7 @@ def find_plans(model: ModelFolder, machine: Machine) -> dict[str, tuple[Path, Pl
 
 
 def _none_built(model: ModelFolder) -> str:
-    return f"no TensorRT plan for this GPU; build it: {_build(model)}"
-
-
-def _build(model: ModelFolder) -> str:
-    return f"diffusion-rt build {shlex.quote(str(model.path))} --engine trt"
+    return f"no TensorRT plan for this GPU; build it: {build_command(model)}"
 
 
 def _only(sizes: Mapping[str, int], *symbols: str) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """Whether TensorRT can be tried here, told without importing it."""
 
 import importlib.util
-import shlex
 
 from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.trt.again import build_command
 from diffusion_rt.engines.trt.library import INSTALL
 from diffusion_rt.engines.trt.places import has_plans
 
@@ -17,8 +17,7 @@ def missing(model: ModelFolder | None) -> str | None:
         if not _installed(package):
             return f"{package.split('.')[0]} is not installed; {install}"
     if model is not None and not has_plans(model):
-        build = f"diffusion-rt build {shlex.quote(str(model.path))} --engine trt"
-        return f"no engine is built for {model.manifest.name}; run: {build}"
+        return f"no engine is built for {model.manifest.name}; run: {build_command(model)}"
     return None
 
 

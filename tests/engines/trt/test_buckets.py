@@ -101,6 +101,6 @@ def test_nearest_goes_by_proportions_then_area() -> None:
 
 
 def test_a_size_that_is_not_built_names_the_nearest_and_the_command() -> None:
-    message = str(not_built(Bucket(1000, 1000), SDXL, "./my\\ model"))
-    assert "the nearest of these is 1024x1024" in message
-    assert "diffusion-rt build ./my\\ model --engine trt --buckets sdxl,1000x1000" in message
+    message = str(not_built(Bucket(1000, 1000), SDXL, "diffusion-rt build ./my-model"))
+    assert "the engines are built for sdxl; the nearest of these is 1024x1024" in message
+    assert message.endswith("or run: diffusion-rt build ./my-model")
