@@ -102,6 +102,8 @@ def inspect(argv: Sequence[str]) -> int:
     group.add_argument("--chip", metavar="NAME", help="h200, a100, rtx-4090 …; default: h200")
     _add_format(parser)
     found = parser.read(argv)
+    if found.plan and found.verify:
+        raise BadInput("--plan reads no weights, --verify all of them; give one of the two")
     if found.plan:
         return _inspect_plan(found)
     for flag in ("bucket", "batch", "chip"):
@@ -120,8 +122,9 @@ def inspect(argv: Sequence[str]) -> int:
 def _inspect_plan(found: argparse.Namespace) -> int:
     from diffusion_rt.runtime.inspect_plan import inspect_plan, report
 
-    images = 1 if found.batch is None else found.batch
-    known = inspect_plan(found.PATH, bucket=found.bucket, images=images, chip=found.chip or "h200")
+    chosen = {"bucket": found.bucket, "images": found.batch, "chip": found.chip}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    known = inspect_plan(found.PATH, **given)
     print(json.dumps(known, indent=2) if found.format == "json" else report(known))
     return 0
 

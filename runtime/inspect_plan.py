@@ -3,6 +3,7 @@
 No weight is read and no device is asked: an exported folder suffices, on any machine.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from io import StringIO
@@ -22,7 +23,7 @@ from diffusion_rt.engines.native.plan import Plan
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.roofline import by_kind, total
 from diffusion_rt.engines.spec import GRAPHS, Precision
-from diffusion_rt.engines.trt.buckets import Bucket, parse_buckets
+from diffusion_rt.engines.trt.buckets import Bucket
 
 MOST_IMAGES = 64
 DETAILED = "unet_step"  # the graph whose operations are listed by kind
@@ -45,15 +46,13 @@ def inspect_plan(
     the folder has it. Raises BadInput where the folder, the size or the chip is none, or where a
     graph cannot be lowered.
     """
-    sizes = () if bucket is None else parse_buckets(bucket)
-    if len(sizes) > 1:
-        raise BadInput(f"--bucket {shown(bucket)}: {len(sizes)} sizes, wants one such as 1024x1024")
+    size = None if bucket is None else _bucket(bucket)
     if not 1 <= images <= MOST_IMAGES:
         raise BadInput(f"--batch {images}, wants 1 to {MOST_IMAGES} images")
     top = roof(chip)
     folder = open_model(path)
-    usual_size = folder.manifest.defaults
-    size = sizes[0] if sizes else Bucket(usual_size.width, usual_size.height)
+    defaults = folder.manifest.defaults
+    size = size or Bucket(defaults.width, defaults.height)
     half = all("float16" in variants for variants in folder.manifest.graphs.values())
     usual: Precision = dtype or ("float16" if half else "float32")
     graphs = {
@@ -77,6 +76,13 @@ def inspect_plan(
             "whole": sum(graphs[graph]["flops"] for graph in STEP),
         },
     }
+
+
+def _bucket(text: str) -> Bucket:
+    match = re.fullmatch(r"([0-9]{1,6})[x×X]([0-9]{1,6})", text)
+    if match is None:
+        raise BadInput(f"--bucket {shown(text)}, wants WIDTHxHEIGHT such as 1024x1024")
+    return Bucket(int(match[1]), int(match[2]))
 
 
 def sizes_of(folder: ModelFolder, graph: str, bucket: Bucket, images: int) -> dict[str, int]:

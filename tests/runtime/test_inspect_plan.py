@@ -20,6 +20,7 @@ from diffusion_rt.runtime.inspect_plan import inspect_plan, report
 from diffusion_rt.runtime.pipeline import SHIPPED
 from support.unet_work import SDXL_BASE, unet_work
 
+SMALL = {"batch": 2, "height": 8, "width": 8, "tokens": 7}
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -75,9 +76,7 @@ def test_the_models_own_size_is_the_default_and_float32_where_there_is_no_other(
 
 
 def test_the_roof_of_an_operation() -> None:
-    plan = plan_of(
-        open_model(SHIPPED), "unet_step", {"batch": 2, "height": 8, "width": 8, "tokens": 7}
-    )
+    plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
     product = next(o for o in plan.operations if isinstance(o, Product))
     norm = next(o for o in plan.operations if isinstance(o, GroupNorm))
     h200 = roof("h200")
@@ -92,9 +91,7 @@ def test_the_roof_of_an_operation() -> None:
 
 
 def test_bytes_of_an_operation_are_those_of_its_arrays() -> None:
-    plan = plan_of(
-        open_model(SHIPPED), "unet_step", {"batch": 2, "height": 8, "width": 8, "tokens": 7}
-    )
+    plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
     product = next(o for o in plan.operations if o.name.endswith("attn1.to_out.0"))
     rows, width = 2 * 16, 96
     activations = 3 * rows * width  # read, residual, written
@@ -103,19 +100,22 @@ def test_bytes_of_an_operation_are_those_of_its_arrays() -> None:
 
 @pytest.mark.parametrize("name", ROOFS)
 def test_every_chip_of_the_table_takes_the_plan(name: str) -> None:
-    found = inspect_plan(SHIPPED, bucket="64x64", chip=name)
-    assert found["graphs"]["unet_step"]["kernels"] >= found["graphs"]["unet_step"]["operations"]
-    top = found["chip"]
-    assert 1e13 < top["single"] <= top["half"] < 1e16
-    assert top["source"]
+    plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
+    top = roof(name)
+    counts = kernel_counts(plan, top)
+    assert len(counts) == len(plan.operations)
+    assert min(counts) >= 1
+    assert 1e13 < top.single <= top.half < 1e16
+    assert top.source
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
         ({"bucket": "100x128"}, "width 100 is no multiple of 8; try 96 or 104"),
-        ({"bucket": "sdxl"}, "9 sizes, wants one such as 1024x1024"),
-        ({"bucket": "large"}, "wants sdxl, sdxl-all or sizes"),
+        ({"bucket": "0x64"}, "width 0, wants 8 to 8192 pixels"),
+        ({"bucket": "sdxl"}, '--bucket "sdxl", wants WIDTHxHEIGHT such as 1024x1024'),
+        ({"bucket": "9" * 5000 + "x8"}, "wants WIDTHxHEIGHT"),
         ({"images": 0}, "--batch 0, wants 1 to 64 images"),
         ({"images": 65}, "--batch 65, wants 1 to 64 images"),
         ({"chip": "h20"}, 'chip "h20" is unknown, did you mean h200?'),
@@ -142,6 +142,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 110 for line in text.splitlines())
     assert main(["inspect", str(SHIPPED), "--bucket", "128x128"]) == 2
     assert "--bucket says what --plan is for" in capsys.readouterr().err
+    assert main(["inspect", str(SHIPPED), "--plan", "--verify"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+    assert main(["inspect", str(SHIPPED), "--plan", "--chip="]) == 2
+    assert 'chip "" is unknown' in capsys.readouterr().err
 
 
 def readme_block() -> str:
