@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +49,7 @@ TENSORRT_ONLY = (
     "float32_attention",
     "optimization_level",
     "workspace",
+    "profile_memory",
     "tiling",
     "auxiliary_streams",
     "hardware_compatibility",
@@ -150,6 +150,13 @@ def add_tensorrt_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     add("--workspace", metavar="SIZE", help="the most scratch memory of a tactic, such as 4G")
     add(
+        "--profile-memory",
+        type=float,
+        metavar="SHARE",
+        help="of the weights, that each size after the first may hold again in a layout of its "
+        "own: 0 to 1; default: 0, all sizes share one",
+    )
+    add(
         "--tiling",
         choices=("none", "fast", "moderate", "full"),
         help="how long to search for operations that share the L2 cache; default: none",
@@ -230,6 +237,7 @@ def options_of(found: argparse.Namespace) -> Options:
     builder: dict[str, Any] = {
         "optimization_level": found.optimization_level,
         "workspace_bytes": _bytes("--workspace", found.workspace),
+        "profile_memory": found.profile_memory,
         "tiling": found.tiling,
         "auxiliary_streams": found.auxiliary_streams,
         "compatibility": found.hardware_compatibility,
@@ -283,29 +291,32 @@ def _native(found: argparse.Namespace) -> int:
     model = open_model(found.DIR)
     defaults = model.manifest.defaults
     sizes = [(b.width, b.height) for b in buckets or (Bucket(defaults.width, defaults.height),)]
-    try:
-        builder = import_module("diffusion_rt.engines.native.build")
-    except ModuleNotFoundError as missing:
-        if missing.name != "diffusion_rt.engines.native.build":
-            raise
-        raise BadInput("engine native: this version builds nothing for it ahead of time") from None
+    from diffusion_rt.engines.native import build as native
+
     started = time.perf_counter()
     quiet = found.format == "json"
     with translated("the GPU"), progress_bars(STAGES, quiet=quiet) as report:
-        files = builder.build(
+        files = native.build(
             model, buckets=sizes, images=batch.opt, archs=archs, force=found.force, progress=report
         )
     seconds = time.perf_counter() - started
     if quiet:
-        found_files = [
-            {"name": f.name, "bytes": f.nbytes, "seconds": f.seconds, "path": str(f.path)}
-            for f in files
+        told = [
+            {
+                "name": file.name,
+                "path": str(file.path),
+                "bytes": file.nbytes,
+                "seconds": file.seconds,
+                "kept": file.kept,
+            }
+            for file in files
         ]
-        summary = {"engine": "native", "files": found_files, "peak_device": None}
+        summary = {"engine": "native", "files": told, "peak_device": None}
         print(json.dumps({**summary, "seconds": round(seconds, 3)}, indent=1))
     else:
         for file in files:
-            print(f"{plain(file.name):<40} {_size(file.nbytes):>10}  {file.seconds:.1f} s")
+            how = "kept" if file.kept else f"built in {file.seconds:.1f} s"
+            print(f"{plain(file.name):<40} {_size(file.nbytes):>10}  {how}")
         print(f"{len(files)} files in {seconds:.0f} s")
     return 0
 

@@ -57,7 +57,7 @@ def build_plan(
     config = builder.create_builder_config()
     apply_options(config, options)
     for profile in profiles:
-        add_profile(builder, config, profile, prepared.variant.inputs)
+        add_profile(builder, config, profile, prepared.variant.inputs, options.profile_memory)
     config.progress_monitor = monitor
     attach_timings(config, timings)
     plan = builder.build_serialized_network(network.definition, config)
@@ -120,9 +120,11 @@ def add_profile(
     config: trt.IBuilderConfig,
     profile: Profile,
     inputs: tuple[TensorSpec, ...],
+    memory: float,
 ) -> None:
     """Add one profile with the shapes of all inputs. Raises Fault where TensorRT refuses it."""
     made = builder.create_optimization_profile()
+    made.extra_memory_target = memory
     for spec in inputs:
         low, best, high = (trt.Dims(shape) for shape in profile.shapes(spec))
         made.set_shape(spec.name, low, best, high)

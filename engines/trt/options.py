@@ -19,7 +19,6 @@ VaePrecision = Literal["float32", "bfloat16"]
 _ROUTE = re.compile(r"(-[A-Za-z0-9_:.]+=[A-Za-z0-9_.,-]+)( -[A-Za-z0-9_:.]+=[A-Za-z0-9_.,-]+)*")
 MAX_ROUTE = 2000  # characters
 MAX_STREAMS = 16
-GIB = 1 << 30
 WITH_PLUGIN = ("unet_step",)  # graphs whose attention our kernel can take
 
 
@@ -29,6 +28,9 @@ class BuilderOptions:
 
     - `optimization_level`: 0 builds fastest, 5 searches longest; 3 is TensorRT's default.
     - `workspace_bytes`: the most scratch a tactic may use; None leaves it to TensorRT.
+    - `profile_memory`: how much memory for weights in a layout of its own each profile after the
+      first may take, as a share of all weights. 0 shares one layout; what TensorRT would do by
+      itself, 1, can take as many copies of the weights as there are sizes.
     - `tiling`: how long it searches for operations to keep in the L2 cache.
     - `auxiliary_streams`: branches that may run side by side; 0 for none, None as it sees fit.
     - `compatibility`: `none` ties a plan to this model of GPU, `same` to its compute capability,
@@ -41,6 +43,7 @@ class BuilderOptions:
 
     optimization_level: Annotated[int, Between(0, 5)] = 3
     workspace_bytes: Annotated[int, Between(1 << 20, 1 << 42)] | None = None
+    profile_memory: Annotated[float, Between(0.0, 1.0)] = 0.0
     tiling: Tiling = "none"
     auxiliary_streams: Annotated[int, Between(0, MAX_STREAMS)] | None = None
     compatibility: Compatibility = "none"
@@ -54,6 +57,9 @@ class BuilderOptions:
         _check_number("optimization level", self.optimization_level, 0, 5)
         if self.workspace_bytes is not None:
             _check_number("workspace", self.workspace_bytes, 1 << 20, 1 << 42)
+        share = self.profile_memory
+        if type(share) is not float or not 0.0 <= share <= 1.0:
+            raise BadInput(f"memory of each profile {shown(share)}, wants a share from 0.0 to 1.0")
         if self.auxiliary_streams is not None:
             _check_number("auxiliary streams", self.auxiliary_streams, 0, MAX_STREAMS)
         _check_word("tiling", self.tiling, ("none", "fast", "moderate", "full"))

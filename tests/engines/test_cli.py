@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from diffusion_rt.__main__ import main
 from diffusion_rt.engines import cli
 from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.native import build as native
 from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver.simulator import Simulator
@@ -221,22 +222,24 @@ def test_native_is_handed_over(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
-    module = ModuleType("diffusion_rt.engines.native.build")
 
-    def build(folder: Any, **given: Any) -> list[Any]:
+    def build(folder: Any, **given: Any) -> list[native.Built]:
         calls.append(given)
         given["progress"]("compiling", 1, 1)
-        return [SimpleNamespace(name="gemm", path=Path("x"), nbytes=5, seconds=0.5)]
+        return [native.Built("gemm", Path("x"), 5, 0.5, False)]
 
-    monkeypatch.setattr(module, "build", build, raising=False)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    flags = ["--engine", "native", "--archs", "80,90", "--batch", "1:2:4", "--format", "json"]
-    status, out, err = run([model, *flags], capsys)
+    monkeypatch.setattr(native, "build", build)
+    flags = ["--engine", "native", "--archs", "80,90", "--batch", "1:2:4"]
+    status, out, err = run([model, *flags, "--format", "json"], capsys)
     assert (status, err) == (0, "")
-    assert json.loads(out)["files"] == [{"name": "gemm", "bytes": 5, "seconds": 0.5, "path": "x"}]
+    assert json.loads(out)["files"] == [
+        {"name": "gemm", "path": "x", "bytes": 5, "seconds": 0.5, "kept": False}
+    ]
     (call,) = calls
     del call["progress"]
     assert call == {"buckets": [(128, 128)], "images": 2, "archs": (80, 90), "force": False}
+    _, out, _ = run([model, *flags], capsys)
+    assert out.splitlines()[0].split() == ["gemm", "0.00", "MB", "built", "in", "0.5", "s"]
 
 
 def test_archs() -> None:

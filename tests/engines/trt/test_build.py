@@ -36,7 +36,7 @@ from support.simulated_build import (
     in_place_of_tensorrt,
     small_build,
 )
-from support.simulated_tensorrt import IHostMemory
+from support.simulated_tensorrt import IHostMemory, IOptimizationProfile
 from support.simulated_tensorrt.build import BUILDS, Builder
 from support.simulated_tensorrt.enums import BuilderFlag, Severity
 from support.simulated_tensorrt.plan import unpack
@@ -236,6 +236,29 @@ def test_settings_reach_the_builder(small: ModelFolder, device: Simulator) -> No
     config = BUILDS[-1].config
     assert {flag.name for flag in BuilderFlag if config.get_flag(flag)} == {"TF32"}
     assert not config._limits
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_profiles_share_the_weights(
+    share: float, shipped: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[IOptimizationProfile] = []
+    create = Builder.create_optimization_profile
+
+    def kept(self: Builder) -> IOptimizationProfile:
+        made.append(create(self))
+        return made[-1]
+
+    monkeypatch.setattr(Builder, "create_optimization_profile", kept)
+    coverage = replace(SMALL, buckets=(Bucket(128, 128), Bucket(64, 64)))
+    small_build(
+        shipped,
+        device,
+        coverage=coverage,
+        options=Options(builder=BuilderOptions(profile_memory=share)),
+        graphs=("vae_decoder",),
+    )
+    assert [profile.extra_memory_target for profile in made] == [share, share]
 
 
 def test_a_stripped_plan_is_small(shipped: ModelFolder, device: Simulator, tmp_path: Path) -> None:

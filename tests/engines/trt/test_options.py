@@ -18,6 +18,8 @@ from diffusion_rt.engines.typed_json import decode, encode
         ({"optimization_level": True}, "wants 0 to 5"),
         ({"workspace_bytes": 1000}, "workspace 1000, wants 1048576"),
         ({"auxiliary_streams": 17}, "auxiliary streams 17"),
+        ({"profile_memory": 1.5}, "memory of each profile 1.5, wants a share from 0.0 to 1.0"),
+        ({"profile_memory": float("nan")}, "wants a share from 0.0 to 1.0"),
         ({"tiling": "most"}, 'tiling "most", wants one of none, fast'),
         ({"compatibility": "turing+"}, "wants one of none, same, ampere+"),
         ({"build_route": "rm -rf /"}, "wants knobs such as"),
@@ -64,6 +66,7 @@ def test_edits_of_each_graph() -> None:
 def test_builder_options_survive_json() -> None:
     options = BuilderOptions(
         workspace_bytes=1 << 33,
+        profile_memory=0.25,
         auxiliary_streams=0,
         compatibility="ampere+",
         stripped=True,
