@@ -62,6 +62,7 @@ def builder_flags(options: BuilderOptions) -> dict[str, str]:
     values = {
         "optimization-level": (options.optimization_level, usual.optimization_level),
         "workspace": (_size(options.workspace_bytes), None),
+        "profile-memory": (options.profile_memory, usual.profile_memory),
         "tiling": (options.tiling, usual.tiling),
         "auxiliary-streams": (options.auxiliary_streams, None),
         "hardware-compatibility": (options.compatibility, usual.compatibility),

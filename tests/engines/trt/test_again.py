@@ -47,6 +47,7 @@ BUILDERS = st.builds(
     BuilderOptions,
     optimization_level=st.integers(0, 5),
     workspace_bytes=st.none() | st.integers(1, 999999).map(lambda n: n << 20),
+    profile_memory=st.sampled_from([0.0, 0.25, 1.0]),
     tiling=st.sampled_from(["none", "fast", "moderate", "full"]),
     auxiliary_streams=st.none() | st.integers(0, 16),
     compatibility=st.sampled_from(["none", "same", "ampere+"]),
