@@ -1,7 +1,7 @@
 """What `diffusion-rt build --engine native` makes: compiled kernels, and tactics measured here."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.tactics import Tactics, key_of
 from diffusion_rt.engines.native.ways import Chip
+from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.kernels.cache import ImageCache
 from diffusion_rt.kernels.catalogue import ARCHS, CATALOGUE, Variant
 from diffusion_rt.kernels.driver import Device, Limits, NoDriver, limits_of, open_device
@@ -45,6 +46,7 @@ class Target:
     buckets: Sequence[tuple[int, int]]  # width, height in pixels
     images: int  # denoised together
     tokens: int
+    precision: Precision
 
 
 def build(
@@ -66,7 +68,8 @@ def build(
     """
     defaults, encoders = model.manifest.defaults, model.manifest.text_encoders
     sizes = buckets or ((defaults.width, defaults.height),)
-    target = Target(model, sizes, images, max(encoder.max_length for encoder in encoders))
+    tokens = max(encoder.max_length for encoder in encoders)
+    target = Target(model, sizes, images, tokens, usual_precision(model))
     images_kept = ImageCache(cache_folder("kernels"))
     if archs is not None:
         _check_archs(archs)
@@ -88,19 +91,28 @@ def build(
         gpu.close()
 
 
-def measured(target: Target, gpu: Gpu, tactics: Tactics, *, force: bool, progress: Report) -> Built:
-    """Run every graph at every size once, and measure what is not known yet."""
+def measured(
+    target: Target,
+    gpu: Gpu,
+    tactics: Tactics,
+    *,
+    force: bool,
+    progress: Report,
+    graphs: Collection[str] = GRAPHS,
+) -> Built:
+    """Run each of `graphs` at every size once, and measure what is not known yet."""
     started = time.perf_counter()
     if force:
         tactics.forget()
     count = 0
     with tactics.locked():
-        graphs = NativeGraphs(target.model, gpu, precision=usual_precision(target.model))
+        opened = NativeGraphs(target.model, gpu, precision=target.precision)
         try:
             for graph, sizes in _sizes(target):
-                count += _measure(graphs, graph, sizes, tactics, progress)
+                if graph in graphs:
+                    count += _measure(opened, graph, sizes, tactics, progress)
         finally:
-            graphs.close()
+            opened.close()
         if count or not tactics.path.exists():
             tactics.save()
     seconds = time.perf_counter() - started
@@ -109,7 +121,7 @@ def measured(target: Target, gpu: Gpu, tactics: Tactics, *, force: bool, progres
 
 def needed(target: Target, chip: Chip) -> tuple[Variant, ...]:
     """Every kernel that may be launched on a chip, whichever tactics are chosen."""
-    precision = usual_precision(target.model)
+    precision = target.precision
     names = {
         "select_rows",
         *(
@@ -171,8 +183,8 @@ def _measure(
         return 0
     device, arrays = graphs.gpu.device, Arrays(graphs.gpu.device)
     engine = loaded.open()
-    try:
-        with translated(f"measure {graph}"), device.stream() as stream:
+    with translated(f"measure {graph}"), device.stream() as stream:
+        try:
             bound = {
                 name: (program.plan.buffers[name].shape, spec.dtype)
                 for name, spec in {**engine.inputs, **engine.outputs}.items()
@@ -193,6 +205,6 @@ def _measure(
                 kernel=graphs.gpu.kernel,
                 progress=lambda done, total: progress(f"measure {graph}", done, total),
             )
-    finally:
-        engine.close()
-        arrays.close()
+        finally:
+            engine.close()
+            arrays.close()

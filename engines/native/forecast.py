@@ -10,7 +10,8 @@ from diffusion_rt.engines.native.plan import Plan
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.spec import Precision
 
-SPARE = 1.05  # for splits of products, tables of a loop, counters, what allocations round up
+SPARE = 1.05  # of activations and arrays: what allocations round up
+MOST_SCRATCH = 32 << 20  # bytes: seen is a third of that, for SDXL
 TABLE_ROWS = 64  # evaluations that the loop's tables have room for, at least
 STACK = 5  # latents that the widest sampler carries
 SMALLEST_TILE = 16  # latent pixels a side
@@ -38,8 +39,9 @@ class Stage:
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return int(SPARE * (self.weights + self.activations + self.arrays))
+        """All of it, with what splits of products and the like want."""
+        scratch = min(self.weights // 100, MOST_SCRATCH)
+        return int(self.weights + scratch + SPARE * (self.activations + self.arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,12 @@ class Forecast:
     def together(self) -> int:
         """The peak where everything stays on the device: activations share memory."""
         stages = self.stages.values()
-        kept = sum(stage.weights + stage.arrays for stage in stages)
-        return int(SPARE * (kept + max(stage.activations for stage in stages)))
+        whole = Stage(
+            weights=sum(stage.weights for stage in stages),
+            activations=max(stage.activations for stage in stages),
+            arrays=sum(stage.arrays for stage in stages),
+        )
+        return whole.total
 
     @property
     def in_turn(self) -> int:

@@ -1,6 +1,7 @@
 """Operations that can be run in several ways: products, convolutions, attention."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.ways import (
@@ -13,9 +14,9 @@ from diffusion_rt.engines.native.ways import (
     row_stride,
     want,
 )
-from diffusion_rt.kernels import attention, attention_tactics, conv, gemm, gemm_sm90
+from diffusion_rt.kernels import attention, attention_tactics, conv, conv_sm90, gemm, gemm_sm90
 from diffusion_rt.kernels.catalogue import CATALOGUE
-from diffusion_rt.kernels.driver import Misuse
+from diffusion_rt.kernels.driver import Limits, Misuse
 from diffusion_rt.kernels.epilogue import Epilogue
 from diffusion_rt.kernels.tactic import Operands, Tactic
 
@@ -42,9 +43,7 @@ def product(operation: p.Product, plan: p.Plan, chip: Chip) -> Ways:
         output_stride=row_stride(operation.output),
         epilogue=_flags(epilogue),
     )
-    hopper = gemm_sm90.tactics(sizes, chip.limits)
-    tactics: tuple[Tactic, ...] = (*hopper, *gemm.tactics(sizes, chip.limits))
-    return _of_tactics(sizes, tactics, operation, chip)
+    return _of_tactics(sizes, _of_product(sizes, chip.limits), operation, chip)
 
 
 def convolution(operation: p.Convolution, plan: p.Plan, chip: Chip) -> Ways:
@@ -76,8 +75,18 @@ def convolution(operation: p.Convolution, plan: p.Plan, chip: Chip) -> Ways:
     )
     if operation.output.shape[1:3] != sizes.output_size:
         raise Misuse(f"{sizes.output_size} pixels for {operation.output.shape}")
-    tactics = conv.tactics(sizes, chip.limits)
-    return _of_tactics(sizes, tactics, operation, chip)
+    return _of_tactics(sizes, _of_convolution(sizes, chip.limits), operation, chip)
+
+
+@lru_cache(1024)
+def _of_product(sizes: gemm.Product, limits: Limits) -> tuple[Tactic, ...]:
+    """The tactics of a product; a plan has some hundreds, but of few sizes."""
+    return (*gemm_sm90.tactics(sizes, limits), *gemm.tactics(sizes, limits))
+
+
+@lru_cache(1024)
+def _of_convolution(sizes: conv.Convolution, limits: Limits) -> tuple[Tactic, ...]:
+    return (*conv_sm90.tactics(sizes, limits), *conv.tactics(sizes, limits))
 
 
 def _of_tactics(

@@ -3,16 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native import build as building
-from diffusion_rt.engines.native.build import Target, build, needed
+from diffusion_rt.engines.native.build import Built, Target, build, measured, needed
+from diffusion_rt.engines.native.graphs import NativeGraphs
+from diffusion_rt.engines.native.tactics import Tactics, key_of
 from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.kernels import cache
 from diffusion_rt.kernels.driver import NoDriver, limits_of
 from diffusion_rt.kernels.variant import Variant
+from support.device_graphs import simulated_gpu
 
 SHIPPED = Path(__file__).resolve().parents[3] / "runtime" / "models" / "shapes-xl"
 
@@ -63,10 +68,14 @@ def test_kernels_for_chips_that_are_not_here(model: ModelFolder, compiler: Compi
 def test_a_vae_that_overflows_needs_bfloat16_and_float32(model: ModelFolder) -> None:
     vae = replace(model.manifest.vae, force_upcast=True)
     folder = replace(model, manifest=replace(model.manifest, vae=vae))
-    names = {v.name for v in needed(Target(folder, [(64, 64)], 1, 32), Chip(limits_of(80)))}
+    names = {
+        v.name for v in needed(Target(folder, [(64, 64)], 1, 32, "float16"), Chip(limits_of(80)))
+    }
     for dtype in ("bfloat16", "float32", "float16"):
         assert f"group_norm_silu.{dtype}" in names
-    plain = {v.name for v in needed(Target(model, [(64, 64)], 1, 32), Chip(limits_of(80)))}
+    plain = {
+        v.name for v in needed(Target(model, [(64, 64)], 1, 32, "float16"), Chip(limits_of(80)))
+    }
     assert "group_norm_silu.bfloat16" not in plain
     assert {"prepare.float16", "guided_step.float16", "select_rows"} <= plain
 
@@ -85,3 +94,41 @@ def test_no_gpu_and_no_chip_named(
 def test_a_chip_that_no_kernel_is_written_for(model: ModelFolder, compiler: Compiler) -> None:
     with pytest.raises(BadInput, match="--archs: got 75, wants some of 80"):
         build(model, archs=(75,))
+
+
+def test_tactics_are_measured_where_there_is_a_device(
+    model: ModelFolder, compiler: Compiler, tmp_path: Path
+) -> None:
+    """On the simulator, whose times mean nothing: what is measured is kept, and still draws."""
+    gpu = simulated_gpu(arch=80)
+    target = Target(model, [(32, 32)], 1, 32, "float32")
+    tactics = Tactics(tmp_path, key_of(gpu.device))
+    heard: set[str] = set()
+
+    def built(force: bool = False) -> Built:
+        return measured(
+            target,
+            gpu,
+            tactics,
+            graphs=("text_encoder",),
+            force=force,
+            progress=lambda stage, done, total: heard.add(stage),
+        )
+
+    first = built()
+    assert not first.kept
+    assert heard == {"measure text_encoder"}
+    again = Tactics(tmp_path, key_of(gpu.device))
+    assert len(again) == len(tactics) >= 2
+    assert built().kept
+    assert not built(force=True).kept
+    backend = DeviceBackend(NativeGraphs(model, gpu, precision="float32", choose=again.choose), gpu)
+    ids = np.arange(64).reshape(2, 32)
+    states = {
+        name: np.full(spec.resolve({"batch": 2, "tokens": 32}), np.nan, spec.dtype)
+        for name, spec in backend.load("text_encoder").outputs.items()
+    }
+    engine = backend.load("text_encoder")
+    engine.bind({"input_ids": ids, **states})
+    engine.enqueue()
+    assert np.isfinite(states["hidden_states"]).all()
