@@ -109,8 +109,24 @@ class Epilogue:
         return () if self.bias is None else (self.bias,)
 
 
+class _Operation:
+    """What most operations have none of."""
+
+    __slots__ = ()
+
+    @property
+    def flops(self) -> int:
+        """None are counted where an operation takes as long as its bytes."""
+        return 0
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weights that are read."""
+        return ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
+class Product(_Operation):
     """output[M, N] = epilogue(A[M, K] · weight[N, K]ᵀ), A one source or two side by side."""
 
     name: str
@@ -139,7 +155,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Convolution:
+class Convolution(_Operation):
     """A convolution over NHWC: output[image, y, x, N] of filters [N, kh, kw, C].
 
     `padding` is (top, left, bottom, right) in pixels of the input. Where `upsampled` is a size, the
@@ -177,7 +193,7 @@ class Convolution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Attention:
+class Attention(_Operation):
     """output = softmax(scale · query · keyᵀ) · value per image and head, softmax in float32.
 
     All views are [images, tokens, heads, head size], the last stride 1. Causal: a token sees those
@@ -203,14 +219,9 @@ class Attention:
         """The views that are read."""
         return (self.query, self.key, self.value)
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupNorm:
+class GroupNorm(_Operation):
     """Groups of channels to mean 0 and deviation 1, times weight plus bias, then SiLU if asked."""
 
     name: str
@@ -221,11 +232,6 @@ class GroupNorm:
     epsilon: float
     silu: bool
     output: View  # [images, pixels, C]
-
-    @property
-    def flops(self) -> int:
-        """None are counted: its time is that of its bytes."""
-        return 0
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -239,7 +245,7 @@ class GroupNorm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerNorm:
+class LayerNorm(_Operation):
     """Each row to mean 0 and deviation 1, times weight plus bias."""
 
     name: str
@@ -248,11 +254,6 @@ class LayerNorm:
     bias: str  # [C]
     epsilon: float
     output: View  # [rows, C]
-
-    @property
-    def flops(self) -> int:
-        """None are counted."""
-        return 0
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -266,7 +267,7 @@ class LayerNorm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
+class Copy(_Operation):
     """The same values in another order, another type, or a wider buffer; up to 4 dimensions.
 
     Where the output's last dimension is longer than the source's, zeros fill up.
@@ -277,23 +278,13 @@ class Copy:
     output: View
 
     @property
-    def flops(self) -> int:
-        """None."""
-        return 0
-
-    @property
     def reads(self) -> tuple[View, ...]:
         """The view that is read."""
         return (self.source,)
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elementwise:
+class Elementwise(_Operation):
     """A function of one or two views of the same shape, in float32; up to 4 dimensions.
 
     `clip` has the bounds in `scalars`, quick_gelu is x · sigmoid(1.702 x). A repeated element has
@@ -307,23 +298,13 @@ class Elementwise:
     output: View
 
     @property
-    def flops(self) -> int:
-        """None are counted."""
-        return 0
-
-    @property
     def reads(self) -> tuple[View, ...]:
         """The views that are read."""
         return self.sources
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Embedding:
+class Embedding(_Operation):
     """output[image, token] = table[ids[image, token]] + positions[token]."""
 
     name: str
@@ -331,11 +312,6 @@ class Embedding:
     table: str  # [vocabulary, C]
     positions: str  # [at least tokens, C]
     output: View  # [images, tokens, C]
-
-    @property
-    def flops(self) -> int:
-        """None are counted."""
-        return 0
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -349,7 +325,7 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimestepEmbedding:
+class TimestepEmbedding(_Operation):
     """output[…, :half] = sin or cos of value · frequencies, the rest the other; all in float32."""
 
     name: str
@@ -357,11 +333,6 @@ class TimestepEmbedding:
     frequencies: str  # [half] float32, one of the plan's constants
     cosine_first: bool
     output: View  # [n, 2 half] or [n, m, 2 half]
-
-    @property
-    def flops(self) -> int:
-        """None are counted."""
-        return 0
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -375,7 +346,7 @@ class TimestepEmbedding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelectRow:
+class SelectRow(_Operation):
     """Of each image one row: that of the first id equal to `token`, or of the first largest id.
 
     Where no id is `token` it is row 0.
@@ -388,19 +359,9 @@ class SelectRow:
     output: View  # [images, C]
 
     @property
-    def flops(self) -> int:
-        """None."""
-        return 0
-
-    @property
     def reads(self) -> tuple[View, ...]:
         """The views that are read; of the source one row an image."""
         return (self.ids, self.source)
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
 
 Operation = (
