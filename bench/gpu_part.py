@@ -55,6 +55,7 @@ PARTS = {
     ),
     "tensorrt": Part("gpu_model:tensorrt", 240, (BINDINGS, "tensorrt"), proves=False),
     "contract": Part("gpu_suite:contract", 120, (BINDINGS,)),
+    "tensorrt-tests": Part("gpu_suite:tensorrt", 120, (BINDINGS, "tensorrt")),
     "tests": Part("gpu_suite:kernels", 240, (BINDINGS,)),
 }
 NAMES = {BINDINGS: "cuda-bindings"}  # as packages are called where modules are called otherwise

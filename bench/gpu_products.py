@@ -18,7 +18,7 @@ from diffusion_rt.bench.gpu_rows import excess
 from diffusion_rt.kernels import attention, attention_tactics, conv, conv_sm90, gemm, gemm_sm90
 from diffusion_rt.kernels.driver import Launch, Limits
 from diffusion_rt.kernels.epilogue import Epilogue
-from diffusion_rt.kernels.tactic import Operands
+from diffusion_rt.kernels.tactic import Encode, Operands
 
 DTYPE: Final = "float16"
 ROWS = 48  # of a result that are checked
@@ -130,8 +130,8 @@ def _operands(way: Any) -> Prepare:
             partial=partial,
             arrived=arrived,
         )
-        encode = bench.device.tensor_map if bench.device.arch >= 90 else None
-        return _enqueue(bench, way.variant, way.launch, way.arguments(operands, encode))
+        arguments = way.arguments(operands, _encode(bench))
+        return _enqueue(bench, way.variant, way.launch, arguments)
 
     return prepare
 
@@ -139,10 +139,14 @@ def _operands(way: Any) -> Prepare:
 def _attended(one: attention.Attention, way: Any) -> Prepare:
     def prepare(bench: Bench, inputs: tuple[Array, ...], output: int) -> Enqueue:
         q, k, v = (bench.put(values).address for values in inputs)
-        arguments = way.arguments(one, q, k, v, output)
+        arguments = way.arguments(one, q, k, v, output, _encode(bench))
         return _enqueue(bench, way.variant.name, way.launch(one), arguments)
 
     return prepare
+
+
+def _encode(bench: Bench) -> Encode | None:
+    return bench.device.tensor_map if bench.device.arch >= 90 else None
 
 
 def _enqueue(bench: Bench, variant: str, launch: Launch, arguments: tuple[Any, ...]) -> Enqueue:

@@ -1,4 +1,4 @@
-"""Two parts of the GPU run: the project's own tests of the device layer and the kernels, on it."""
+"""Parts of the GPU run: the project's own tests of devices, kernels and engines, on it."""
 
 import os
 import subprocess
@@ -20,6 +20,13 @@ KERNELS = tuple(
     f"tests/kernels/test_{name}.py"
     for name in (
         "step_loop",
+        "gemm_sm90",
+        "conv_sm90",
+        "attention_sm90",
+        "gemm",
+        "conv",
+        "attention",
+        "elementwise",
         "prepare",
         "select_rows",
         "layer_norm",
@@ -27,6 +34,7 @@ KERNELS = tuple(
         "guided_step",
     )
 )
+TENSORRT = ("tests/engines/trt",)
 SECONDS_A_TEST = 60
 
 
@@ -45,11 +53,19 @@ def kernels(sink: Sink) -> None:
     suite(sink, "kernels", KERNELS, ())
 
 
+def tensorrt(sink: Sink) -> None:
+    """What the TensorRT engine's tests do with a real TensorRT."""
+    if sink.chip.simulated:
+        sink.not_run("tests.tensorrt", "on a simulator they are the test suite itself")
+        return
+    suite(sink, "tensorrt", TENSORRT, ("-m", "trt"))
+
+
 def suite(sink: Sink, name: str, files: Sequence[str], more: Sequence[str]) -> None:
     """Run tests in a process of their own; one row, and the log beside the records."""
     what = f"tests.{name}"
     root = machine.checkout()
-    if root is None or not all((root / file).is_file() for file in files):
+    if root is None or not all((root / file).exists() for file in files):
         sink.not_run(what, "no tests here: not a checkout")
         return
     if sink.output is None:

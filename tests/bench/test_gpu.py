@@ -166,8 +166,8 @@ def test_no_file_beside_the_script_hides_one_of_python() -> None:
 def test_the_tests_it_runs_are_there() -> None:
     root = machine.checkout()
     assert root is not None
-    for file in (*gpu_suite.CONTRACT, *gpu_suite.KERNELS):
-        assert (root / file).is_file()
+    for file in (*gpu_suite.CONTRACT, *gpu_suite.KERNELS, *gpu_suite.TENSORRT):
+        assert (root / file).exists()
 
 
 def test_outcomes_are_counted(tmp_path: Path) -> None:
