@@ -58,7 +58,6 @@ def tensorrt_on(kind: Kind, **options: Any) -> Iterator[Gpu]:
     """
     _forget()
     if kind == "real":
-        sys.modules.pop("tensorrt", None)
         sys.modules.pop("tensorrt.plugin", None)
         if importlib.util.find_spec("tensorrt") is None:
             pytest.skip("skipped: no TensorRT")

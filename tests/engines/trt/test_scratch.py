@@ -1,0 +1,38 @@
+"""The memory that contexts share grows, says when it moved, and outlives a wish that is too large."""
+
+import pytest
+
+from diffusion_rt.engines.errors import OutOfMemory
+from diffusion_rt.engines.trt.scratch import Scratch
+from diffusion_rt.kernels.driver.simulator import Simulator
+
+
+def test_it_grows_to_the_largest_wish_and_counts_its_moves() -> None:
+    with Simulator(memory_bytes=1 << 20) as device:
+        scratch = Scratch(device)
+        assert (scratch.address, scratch.nbytes, scratch.generation) == (0, 0, 0)
+        seen = []
+        for wish in (1000, 500, 1000, 3000, 0):
+            scratch.reserve(wish, "x")
+            seen.append((scratch.nbytes, scratch.generation))
+            assert scratch.address % 256 == 0
+        assert seen == [(1000, 0), (1000, 0), (1000, 0), (3000, 1), (3000, 1)]
+        assert device.memory().free == device.memory().total - 3000
+        scratch.close()
+        scratch.close()
+        assert device.memory().free == device.memory().total
+        assert (scratch.address, scratch.generation) == (0, 2)
+
+
+def test_a_wish_too_large_leaves_as_much_as_there_was() -> None:
+    with Simulator(memory_bytes=1 << 20) as device:
+        scratch = Scratch(device)
+        scratch.reserve(4096, "text_encoder")
+        before = scratch.generation
+        with pytest.raises(
+            OutOfMemory, match=r"unet_step: scratch: 0\.002 GB .* needed, 0\.001 GB"
+        ):
+            scratch.reserve(2 << 20, "unet_step")
+        assert scratch.nbytes == 4096
+        assert scratch.generation > before, "captured work knows the old address"
+        scratch.close()
