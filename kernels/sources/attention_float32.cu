@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
             stage(staged_keys, kSliceStride, k, k_token, block, kKeys, keys, column, kSlice,
                   head_size);
             __syncthreads();
-            float part[kRowsEach][kKeysEach] = {};  // A sum of 512 in one go would round more.
+            float part[kRowsEach][kKeysEach] = {};  // Of these columns; see below.
 #pragma unroll
             for (int at = 0; at < kSlice; at += 4) {
                 Four key[kKeysEach];
@@ -103,20 +103,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
             float now = most[i];
 #pragma unroll
             for (int j = 0; j < kKeysEach; j++) {
-                score[i][j] = x + j * kSide < visible ? score[i][j] * scale : minus_infinity();
+                if (x + j * kSide >= visible) score[i][j] = minus_infinity();
                 now = fmaxf(now, score[i][j]);
             }
             for (int distance = kSide / 2; distance > 0; distance /= 2)
                 now = fmaxf(now, __shfl_xor_sync(0xFFFFFFFFu, now, distance));
-            const float shrink = exp2_of(most[i] - now);
+            const float shrink = exp2_of((most[i] - now) * scale);
+            const float base = now * scale;  // rounded once for all keys, so it cancels
             most[i] = now;
-            sum[i] *= shrink;  // Of this thread's keys only, until the end.
+            float total = 0;
 #pragma unroll
             for (int j = 0; j < kKeysEach; j++) {
-                const float weight = exp2_of(score[i][j] - now);
-                sum[i] += weight;
+                const float weight = exp2_of(fmaf(score[i][j], scale, -base));
+                total += weight;
                 weights[row * kWeightStride + x + j * kSide] = weight;
             }
+            sum[i] = sum[i] * shrink + total;  // Of this thread's keys only, until the end.
 #pragma unroll
             for (int j = 0; j < kPairsEach; j++) {
                 result[i][j][0] *= shrink;
@@ -128,24 +130,30 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
             __syncthreads();
             stage(staged, HEAD, v, v_token, block + chunk, kValueKeys, keys, 0, HEAD, head_size);
             __syncthreads();
-            for (int key = 0; key < kValueKeys; key += 4) {
-                Four weight[kRowsEach];
+            Four weight[kRowsEach][kValueKeys / 4];
+#pragma unroll
+            for (int i = 0; i < kRowsEach; i++)
+#pragma unroll
+                for (int four = 0; four < kValueKeys / 4; four++)
+                    weight[i][four] = *reinterpret_cast<const Four*>(
+                        weights + (y + i * kSide) * kWeightStride + chunk + four * 4);
+#pragma unroll
+            for (int j = 0; j < kPairsEach; j++) {
+                float part[kRowsEach][2] = {};  // Sums of sums: one long sum would round more.
+#pragma unroll
+                for (int key = 0; key < kValueKeys; key++) {
+                    const Two value = *reinterpret_cast<const Two*>(staged + key * HEAD +
+                                                                    2 * (x + j * kSide));
+#pragma unroll
+                    for (int i = 0; i < kRowsEach; i++)
+#pragma unroll
+                        for (int e = 0; e < 2; e++)
+                            part[i][e] += weight[i][key / 4].values[key % 4] * value.values[e];
+                }
 #pragma unroll
                 for (int i = 0; i < kRowsEach; i++)
-                    weight[i] = *reinterpret_cast<const Four*>(
-                        weights + (y + i * kSide) * kWeightStride + chunk + key);
 #pragma unroll
-                for (int e = 0; e < 4; e++)
-#pragma unroll
-                    for (int j = 0; j < kPairsEach; j++) {
-                        const Two value = *reinterpret_cast<const Two*>(
-                            staged + (key + e) * HEAD + 2 * (x + j * kSide));
-#pragma unroll
-                        for (int i = 0; i < kRowsEach; i++) {
-                            result[i][j][0] += weight[i].values[e] * value.values[0];
-                            result[i][j][1] += weight[i].values[e] * value.values[1];
-                        }
-                    }
+                    for (int e = 0; e < 2; e++) result[i][j][e] += part[i][e];
             }
         }
     }

@@ -148,7 +148,7 @@ struct Warp {
                 for (int group = 0; group < kGroups; group++)
 #pragma unroll
                     for (int e = below * 2; e < below * 2 + 2; e++) {
-                        score[i][group][e] = exp2_of(score[i][group][e] * scale - base);
+                        score[i][group][e] = exp2_of(fmaf(score[i][group][e], scale, -base));
                         total += score[i][group][e];
                     }
                 sum[i][below] = total;

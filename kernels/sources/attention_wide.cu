@@ -150,6 +150,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
                 for (int other = 1; other < kQuarters; other++)
                     now = fmaxf(now, maxima[row * kQuarters + other]);
                 const float shrink = exp2_of((most[i][below] - now) * scale);
+                const float base = now * scale;
                 most[i][below] = now;
                 sum[i][below] *= shrink;  // Of this thread's keys only, until the end.
 #pragma unroll
@@ -159,8 +160,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
                 }
 #pragma unroll
                 for (int group = 0; group < kOwnKeys / 8; group++) {
-                    const float low = exp2_of(score[i][group][below * 2] * scale - now * scale);
-                    const float high = exp2_of(score[i][group][below * 2 + 1] * scale - now * scale);
+                    const float low = exp2_of(fmaf(score[i][group][below * 2], scale, -base));
+                    const float high = exp2_of(fmaf(score[i][group][below * 2 + 1], scale, -base));
                     sum[i][below] += low + high;
                     const int place = kWeights + row * kWeightBytes +
                                       (quarter * kOwnKeys + group * 8 + lane % 4 * 2) * 2;
