@@ -37,15 +37,19 @@ class Scratch:
         self.close()
         free = self._device.memory().free
         try:
-            self._buffer = self._device.allocate(nbytes)
+            self._take(nbytes)
         except driver.OutOfMemory:
             if had:
-                self._buffer = self._device.allocate(had)
+                self._take(had)
             raise short_of_memory(f"{what}: scratch", nbytes, free) from None
 
     def close(self) -> None:
         """Give it back."""
         if self._buffer is not None:
             self._buffer.close()
+            self._buffer = None
             self.generation += 1
-        self._buffer = None
+
+    def _take(self, nbytes: int) -> None:
+        self._buffer = self._device.allocate(nbytes)
+        self.generation += 1
