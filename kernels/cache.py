@@ -1,6 +1,7 @@
 """Compiled images on disk, each under a key of all that its source says."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from diffusion_rt.kernels.catalogue import ARCHS, SOURCES, Variant
 from diffusion_rt.kernels.compile import OPTIONS, Compiler, find_compiler
 
+_LOG = logging.getLogger(__name__)
 _MAGIC = b"diffusion-rt kernel 1\n"
 _DIGEST_BYTES = 32
 
@@ -27,7 +29,7 @@ class ImageCache:
         self._find_compiler = compiler
         self._compiler: Compiler | None = None
         self.rebuilt: list[str] = []
-        """Names of images that were found damaged and made again, for the caller to tell."""
+        """Names of images that were found damaged and made again; each is logged as well."""
         self.compiled: list[str] = []
         """Names of images that were not there."""
 
@@ -77,6 +79,7 @@ class ImageCache:
         if content[: len(_MAGIC) + _DIGEST_BYTES] == _MAGIC + hashlib.sha256(image).digest():
             return image
         self.rebuilt.append(path.name)
+        _LOG.warning("%s was damaged and is made again", path)
         return None
 
     def _write(self, path: Path, image: bytes) -> None:

@@ -75,6 +75,11 @@ class Arena:
         self._sizes = (0, 0)
         self.generation += 1
 
+    def close(self) -> None:
+        """Give everything back for good."""
+        self.release()
+        self._stream.close()
+
     def _take(self, sizes: tuple[int, int]) -> None:
         self._buffer = self._device.allocate(sum(sizes))
         self._sizes = sizes

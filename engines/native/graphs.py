@@ -12,7 +12,7 @@ from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.engine import NativeEngine, Signature
 from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
 from diffusion_rt.engines.native.lower import plan_of, precision_of
-from diffusion_rt.engines.native.plan import Arithmetic
+from diffusion_rt.engines.native.plan import Arithmetic, Weight
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.engines.native.weights import Weights
@@ -134,7 +134,8 @@ class NativeGraphs:
             for loaded in self._loaded.values():
                 loaded.close()
             self._loaded.clear()
-            self.arena.release()
+            self.arena.close()
+            self._stream.close()
 
     def _step_bytes(self, sizes: Mapping[str, int]) -> int:
         """Of one evaluation: activations, what is bound, and the UNet where it is not there yet."""
@@ -165,6 +166,7 @@ class LoadedGraph:
         self._graphs = graphs
         self._symbols = {d for spec in variant.inputs for d in spec.shape if isinstance(d, str)}
         self._weights: Weights | None = None
+        self._wanted: Mapping[str, Weight] = {}
         self._programs: OrderedDict[tuple[tuple[str, int], ...], Program] = OrderedDict()
 
     @property
@@ -205,6 +207,8 @@ class LoadedGraph:
             self.arena.reserve(program.nbytes, program.counters)
             if self._weights is None:
                 self._weights = graphs.bring_weights(program)
+                self._wanted = program.plan.weights
+        assert program.plan.weights == self._wanted, "weights do not depend on sizes"
         return program
 
     def address(self, weight: str) -> int:
