@@ -67,6 +67,7 @@ VARIANTS = tuple(
         constants=(("VECTOR", str(vector)),),
         parameters=_parameters(alignments),
         registers=64,
+        overlaps=True,
     )
     for vector, alignments in ((1, (2, 2)), (VECTOR, (2, 16)))
 )

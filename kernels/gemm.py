@@ -183,6 +183,7 @@ VARIANTS = tuple(
         constants=(("ELEMENT", tiles.ELEMENTS[dtype][0]), *tile.constants),
         parameters=PARAMETERS,
         registers=tile.registers,
+        overlaps=True,
         threads=tile.threads,
         instructions=tiles.instructions(dtype),
     )

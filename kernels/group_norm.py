@@ -188,6 +188,7 @@ def _variants(dtype: str) -> tuple[Variant, ...]:
         constants=constants,
         parameters=STATISTICS_PARAMETERS,
         registers=96,
+        overlaps=True,
         shared_bytes=2 * 4 * MOST_CHANNELS + 4,
         threads=MOST_THREADS,
     )
@@ -199,6 +200,7 @@ def _variants(dtype: str) -> tuple[Variant, ...]:
             constants=(*constants, ("ACTIVATE", str(activate))),
             parameters=PARAMETERS,
             registers=96,
+            overlaps=True,
             threads=MOST_THREADS,
         )
         for activate, suffix in enumerate(("", "_silu"))

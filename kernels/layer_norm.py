@@ -32,6 +32,7 @@ VARIANTS = tuple(
         constants=(("ELEMENT", element),),
         parameters=PARAMETERS,
         registers=56,
+        overlaps=True,
         shared_bytes=32,
     )
     for dtype, (element, _) in ELEMENTS.items()

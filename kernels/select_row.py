@@ -37,6 +37,7 @@ VARIANTS = tuple(
         constants=(("ELEMENT", element),),
         parameters=PARAMETERS,
         registers=48,
+        overlaps=True,
     )
     for dtype, (element, _) in ELEMENTS.items()
 )

@@ -31,6 +31,7 @@ VARIANTS = tuple(
         constants=(("ELEMENT", element),),
         parameters=PARAMETERS,
         registers=40,
+        overlaps=True,
     )
     for dtype, (element, _) in ELEMENTS.items()
 )

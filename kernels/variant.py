@@ -25,6 +25,8 @@ class Variant:
     instructions: tuple[str, ...] = ()
     archs: tuple[int, ...] = ARCHS
     suffix: str = ""  # "a": instructions that only these very chips have, and no newer one
+    # Cubins for sm_90 and newer wait for the kernel ahead themselves: a launch may overlap it.
+    overlaps: bool = False
 
     def target(self, arch: int) -> str:
         """The assembler's name of a chip for this kernel, such as sm_90a."""

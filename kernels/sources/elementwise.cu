@@ -64,6 +64,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
                 int second_type, int second_stride0, int second_stride1, int second_stride2,
                 int second_stride3, int output_type, int output_stride0, int output_stride1,
                 int output_stride2, int output_stride3) {
+    release_successor();
+    wait_for_predecessor();
     const int vectors = size3 / kVectorWidth;
     long long rest = (long long)blockIdx.x * kThreads + threadIdx.x;
     const int d = int(rest % vectors) * kVectorWidth;

@@ -10,6 +10,8 @@ enum { kThreads = 128 };
 extern "C" __global__ void __launch_bounds__(kThreads)
     embedding(const long long* ids, const ELEMENT* table, const ELEMENT* positions, ELEMENT* output,
               int columns, int vocabulary, int ids_stride) {
+    release_successor();
+    wait_for_predecessor();
     const long long id = ids[(long long)blockIdx.y * ids_stride + blockIdx.x];
     const bool known = id >= 0 && id < vocabulary;
     const float unknown = known ? 0.0f : sqrtf(-1.0f);  // NaN

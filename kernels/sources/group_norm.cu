@@ -14,6 +14,8 @@ extern "C" __global__ void __launch_bounds__(kMostThreads)
                const ELEMENT* weight, const ELEMENT* bias, ELEMENT* output, int pixels,
                int channels, int first_channels, int first_stride, int second_stride,
                int output_stride, int groups, int chunk_pixels, int lanes) {
+    release_successor();
+    wait_for_predecessor();
     const int vectors = channels / kVector, width = channels / groups;
     const int lane = threadIdx.x / vectors, channel = threadIdx.x % vectors * kVector;
     if (lane >= lanes) return;

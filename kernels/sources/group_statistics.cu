@@ -25,6 +25,8 @@ extern "C" __global__ void __launch_bounds__(kMostThreads, 1)
                      float* moments, int pixels, int channels, int first_channels,
                      int first_stride, int second_stride, int groups, int chunk_pixels, int lanes,
                      float epsilon) {
+    release_successor();
+    wait_for_predecessor();
     __shared__ Vector<float> sums[kMostThreads], squares[kMostThreads];  // [lanes, channels]
     __shared__ int last;
     const int vectors = channels / kVector;

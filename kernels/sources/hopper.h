@@ -140,15 +140,6 @@ __device__ __forceinline__ void grow_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
 }
 
-// Programmatic dependent launch: until the kernel before this one has ended and its writes are
-// seen; and that the kernel after this one may start. Both do nothing in an ordinary launch.
-__device__ __forceinline__ void wait_for_predecessor() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-__device__ __forceinline__ void release_successor() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 // Dynamic shared memory begins at a multiple of 1,024, as declared, or nothing below would be right.
 __device__ __forceinline__ void require_aligned(const void* memory) {
     if (window_address(memory) % 1024) asm volatile("trap;");

@@ -433,5 +433,3 @@ template <int count>
 static inline void shrink_registers() {}
 template <int count>
 static inline void grow_registers() {}
-static inline void wait_for_predecessor() {}
-static inline void release_successor() {}

@@ -7,6 +7,7 @@
 #endif
 #include "bfloat16.h"
 #include "half.h"
+#include "overlap.h"
 
 // The block's dynamic shared memory, of as many bytes as the launch says.
 #ifdef __CUDACC__

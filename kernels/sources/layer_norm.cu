@@ -9,6 +9,8 @@ enum { kMostThreads = 256 };
 extern "C" __global__ void __launch_bounds__(kMostThreads)
     layer_norm(const ELEMENT* input, const ELEMENT* weight, const ELEMENT* bias, ELEMENT* output,
                int columns, float epsilon) {
+    release_successor();
+    wait_for_predecessor();
     __shared__ float scratch[kMostThreads / kWarp];
     const long long row = (long long)blockIdx.x * columns;
     const int first = threadIdx.x * kVector;

@@ -12,6 +12,8 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     select_row(const long long* ids, const ELEMENT* source, ELEMENT* output, int tokens,
                int columns, int token, int ids_stride, int image_stride, int token_stride,
                int output_stride) {
+    release_successor();
+    wait_for_predecessor();
     const long long* of_image = ids + (long long)blockIdx.x * ids_stride;
     int taken = 0;
     for (int i = 1; i < tokens; i++) {

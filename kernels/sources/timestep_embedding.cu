@@ -9,6 +9,8 @@ enum { kThreads = 256 };
 extern "C" __global__ void __launch_bounds__(kThreads)
     timestep_embedding(const float* values, const float* frequencies, ELEMENT* output, int width,
                        int inner, int outer_stride, int inner_stride, int cosine_first) {
+    release_successor();
+    wait_for_predecessor();
     const int i = blockIdx.x * kThreads + threadIdx.x, row = blockIdx.y;
     if (i >= width) return;
     const float angle = values[row] * frequencies[i];

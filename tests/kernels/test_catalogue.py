@@ -172,6 +172,17 @@ def test_a_kernel_of_one_chip_is_made_for_no_other(compiler: Compiler) -> None:
         compiler.ptx(variant)
 
 
+def test_a_kernel_that_may_start_early_waits_for_the_one_ahead() -> None:
+    """In its source or a header of its own; nothing is done before but reading weights."""
+    for variant in CATALOGUE.values():
+        text = (SOURCES / variant.source).read_text()
+        headers = re.findall(r'#include "(\w+\.h)"', text)
+        shared = ("kernel.h", "overlap.h", "hopper.h")
+        text += "".join((SOURCES / name).read_text() for name in headers if name not in shared)
+        waits = text.count("    wait_for_predecessor();") >= 1
+        assert waits or not variant.overlaps, variant.name
+
+
 def test_every_source_is_in_the_catalogue() -> None:
     used = {variant.source for variant in CATALOGUE.values()}
     assert used == {path.name for path in SOURCES.glob("*.cu")}
