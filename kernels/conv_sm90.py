@@ -191,7 +191,8 @@ def tactics(
     parities = 4 if of.enlarged else 1
 
     def count(tile: Tile) -> int:
-        return of.images * parities * boxes(of, tile).count * -(-of.filters // tile.columns)
+        rows = of.images * parities * boxes(of, tile).count
+        return -(-rows // tile.cluster) * -(-of.filters // tile.columns)
 
     blocks = of.kernel[0] * of.kernel[1] * sum(-(-width // DEPTH) for width in widths)
     found = cuts(OF_CONVOLUTIONS[of.dtype], count, blocks, limits)

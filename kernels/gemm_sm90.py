@@ -136,7 +136,9 @@ def tactics(product: Product, limits: Limits) -> tuple[Sm90Product, ...]:
         return ()
     found = cuts(
         [tile for tile in OF_PRODUCTS[product.dtype] if tile.takes(activation == "geglu")],
-        lambda tile: -(-product.rows // tile.rows) * -(-product.columns // tile.columns),
+        lambda tile: (
+            -(-product.rows // (tile.rows * tile.cluster)) * -(-product.columns // tile.columns)
+        ),
         sum(-(-width // DEPTH) for width in widths(product)),
         limits,
     )
@@ -150,14 +152,14 @@ def widths(product: Product) -> tuple[int, ...]:
 
 
 def weight_map(dtype: str, address: int, filters: int, depth: int, tile: Tile) -> TensorMap:
-    """The map of a weight [N, K] for a tile."""
+    """The map of a weight [N, K]: what one block reads for a tile."""
     return TensorMap(
         name="weight",
         dtype=half_of(dtype),
         address=address,
         sizes=(depth, filters),
         strides=(depth * ITEM,),
-        box=(DEPTH, tile.columns),
+        box=(DEPTH, tile.columns // tile.cluster),
     )
 
 

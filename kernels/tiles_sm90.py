@@ -23,17 +23,19 @@ ELEMENTS = {"float16": "half", "bfloat16": "bfloat16"}
 class Tile:
     """Rows and columns of the output that one block makes at a time.
 
-    The two multiplying warpgroups share its rows (`groups_down` 2) or its columns (1).
+    The two multiplying warpgroups share its rows (`groups_down` 2) or its columns (1). The blocks
+    of a `cluster` of two have tiles one below the other: each reads half of the weight for both.
     """
 
     rows: int
     columns: int
     groups_down: int = 2
+    cluster: int = 1
 
     @property
     def name(self) -> str:
-        """Such as 128x160."""
-        return f"{self.rows}x{self.columns}"
+        """Such as 128x160, or 2x128x160 for a cluster of two."""
+        return f"{'2x' if self.cluster == 2 else ''}{self.rows}x{self.columns}"
 
     @property
     def group(self) -> tuple[int, int]:
@@ -64,12 +66,14 @@ class Tile:
             ("TILE_COLUMNS", str(self.columns)),
             ("STAGES", str(self.stages)),
             ("GROUPS_DOWN", str(self.groups_down)),
+            ("CLUSTER", str(self.cluster)),
             ("GEGLU", str(int(geglu))),
         )
 
     def instructions(self, copy: str) -> tuple[str, ...]:
         """What the machine code must have: the product's shape, copies, registers handed over."""
-        return (f"HGMMA.64x{self.group[1]}x16.F32", f"UTMALDG.{copy}", "USETMAXREG")
+        shared = ("UTMALDG.2D.MULTICAST",) if self.cluster > 1 else ()
+        return (f"HGMMA.64x{self.group[1]}x16.F32", f"UTMALDG.{copy}", *shared, "USETMAXREG")
 
     def takes(self, geglu: bool) -> bool:
         """Whether a warpgroup's columns hold whole pairs of groups of values and gates."""
@@ -81,7 +85,7 @@ class Cut:
     """A product in tiles, the depth of each perhaps in splits."""
 
     tile: Tile
-    tiles: int
+    tiles: int  # of all blocks of a cluster together
     blocks: int  # of DEPTH, of one tile
     splits: int  # none of them empty
 
@@ -94,35 +98,41 @@ class Cut:
     def partial_bytes(self) -> int:
         """What the splits leave for the last of each tile: float32 sums, or nothing."""
         size = self.tile.rows * self.tile.columns * 4
-        return self.tiles * self.splits * size if self.splits > 1 else 0
+        return self.counters * self.splits * size
 
     @property
     def counters(self) -> int:
-        """Of splits that are done; one for each tile where there are splits."""
-        return self.tiles if self.splits > 1 else 0
+        """Of splits that are done; one for each block's tile where there are splits."""
+        return self.tiles * self.tile.cluster if self.splits > 1 else 0
 
     def launch(self, limits: Limits) -> Launch:
         """A block for each multiprocessor, or fewer where there is less to do."""
+        side = self.tile.cluster
+        clusters = min(self.tiles * self.splits, max(1, limits.multiprocessors // side))
         return Launch(
-            grid=(min(self.tiles * self.splits, limits.multiprocessors), 1, 1),
+            grid=(clusters * side, 1, 1),
             block=(THREADS, 1, 1),
             shared_bytes=self.tile.shared_bytes,
+            cluster=(side, 1, 1) if side > 1 else None,
         )
 
     def cycles(self, limits: Limits) -> float:
         """How long it takes, by a simple model.
 
-        A multiprocessor multiplies at best 2,048 pairs a cycle, and its shared memory gives and
-        takes 128 bytes a cycle: each warpgroup reads both its factors, and copies write the next
-        ones. Nine tenths of that in practice; each tile's end and each launch cost some more. What
-        splits leave is written and read again at some 16 bytes a cycle of each multiprocessor.
+        A multiprocessor multiplies at best 2,048 pairs a cycle; its shared memory gives and takes
+        128 bytes a cycle: each warpgroup reads both its factors, and copies write the next ones; L2
+        gives 5,120 bytes a cycle to all. Nine tenths of that in practice; each tile's end and each
+        launch cost some more. What splits leave is written and read again at some 16 bytes a cycle
+        of each multiprocessor.
         """
         tile = self.tile
         rows, columns = tile.group
         multiply = tile.rows * tile.columns * DEPTH / 2048
         read = 2 * (rows // 64) * (64 + columns) * ROW_BYTES
-        block = max(multiply, (read + tile.stage_bytes) / 128) / 0.9
-        busiest = -(-self.tiles * self.splits // limits.multiprocessors)
+        fetched = (tile.rows + tile.columns / tile.cluster) * ROW_BYTES
+        from_l2 = fetched * limits.multiprocessors / 5120
+        block = max(multiply, (read + tile.stage_bytes) / 128, from_l2) / 0.9
+        busiest = -(-self.tiles * self.splits // max(1, limits.multiprocessors // tile.cluster))
         end = 1000 + tile.rows * tile.columns / 16
         split = -(-self.blocks // self.splits)
         total = 2000 + busiest * (split * block + end)
@@ -134,7 +144,7 @@ class Cut:
 def cuts(
     tiles: Iterable[Tile], count: Callable[[Tile], int], blocks: int, limits: Limits
 ) -> tuple[Cut, ...]:
-    """All cuts worth measuring, the likely fastest first; `count` gives the number of a tile.
+    """All cuts worth measuring, the likely fastest first; `count` gives the tiles of clusters.
 
     The depth is split only where whole tiles fill the chip badly.
     """
@@ -156,12 +166,7 @@ def suits(dtype: str, rows: int, columns: int, widths: tuple[int, ...], limits: 
 
 
 # 128 x 160 makes 128 tiles of SDXL's 2,048 x 1,280, for 132 multiprocessors; bfloat16 is the VAE's.
-_OF_BOTH = (Tile(128, 256), Tile(128, 128))
-OF_CONVOLUTIONS = {
-    "float16": (Tile(128, 160), *_OF_BOTH, Tile(64, 160, 1)),
-    "bfloat16": _OF_BOTH,
-}
-OF_PRODUCTS = {
-    "float16": (*OF_CONVOLUTIONS["float16"], Tile(256, 80)),
-    "bfloat16": _OF_BOTH,
-}
+_OF_BOTH = (Tile(128, 256, cluster=2), Tile(128, 128))
+_OF_FLOAT16 = (Tile(128, 160, cluster=2), Tile(128, 160), *_OF_BOTH, Tile(64, 160, 1))
+OF_CONVOLUTIONS = {"float16": _OF_FLOAT16, "bfloat16": _OF_BOTH}
+OF_PRODUCTS = {"float16": (*_OF_FLOAT16, Tile(256, 80)), "bfloat16": _OF_BOTH}

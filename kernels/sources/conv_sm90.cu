@@ -14,7 +14,7 @@ struct Pixels {
     int channels, first_channels;
     int box_width, box_height, boxes_across, boxes_down;  // of one image, and one parity if enlarged
     int output_height, output_width;
-    int kernel_width, taps, top, left, shift;
+    int kernel_width, taps, top, left, shift, images;
 
     __device__ __forceinline__ int first_blocks() const {
         return (first_channels + kDepth - 1) / kDepth;
@@ -56,24 +56,24 @@ struct Pixels {
         const Box at = box(tile_row);
         const int x = ((at.x + r % box_width) << shift) + at.odd_x;
         const int y = ((at.y + r / box_width) << shift) + at.odd_y;
-        return x < output_width && y < output_height ? (at.image * output_height + y) * output_width + x
-                                                     : -1;
+        const bool there = x < output_width && y < output_height && at.image < images;
+        return there ? (at.image * output_height + y) * output_width + x : -1;
     }
 };
 
 // grid: at most one block for each multiprocessor; boxes of the maps: 64 by box_width by box_height
-// by 1 of the sources [images, height, width, channels], 64 by TILE_COLUMNS of the weight
+// by 1 of the sources [images, height, width, channels], 64 by TILE_COLUMNS / CLUSTER of the weight
 // [columns, taps channels]
-extern "C" __global__ void __launch_bounds__(kThreads, 1)
+extern "C" __global__ void OF_CLUSTER __launch_bounds__(kThreads, 1)
     conv_sm90(TENSOR_MAP(first), TENSOR_MAP(second), TENSOR_MAP(weight), const ELEMENT* bias,
               const ELEMENT* vector, const ELEMENT* residual, ELEMENT* output, float* partial,
               unsigned* arrived, int images, int columns, int channels, int first_channels,
               int box_width, int box_height, int boxes_across, int boxes_down, int output_height, int output_width,
               int kernel_width, int taps, int top, int left, int shift, int vector_stride,
               int residual_stride, int output_stride, int splits) {
-    const Pixels source{first,        second,       channels,      first_channels, box_width,
-                        box_height,   boxes_across, boxes_down,    output_height,  output_width,
-                        kernel_width, taps,         top,           left,           shift};
+    const Pixels source{first,        second,       channels,   first_channels, box_width, box_height,
+                        boxes_across, boxes_down,   output_height, output_width, kernel_width,
+                        taps,         top,          left,       shift,          images};
     const Epilogue with{bias,
                         vector,
                         residual,
@@ -88,3 +88,4 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     multiply_tiles(source, weight, with, tiles);
 }
 HOST_KERNEL(conv_sm90)
+HOST_CLUSTER(CLUSTER)

@@ -42,6 +42,17 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(window_address(barrier))
                  : "memory");
 }
+// Arrives at the barrier at the same place in a block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(Barrier* barrier, unsigned rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "}" ::"r"(window_address(barrier)),
+        "r"(rank)
+        : "memory");
+}
 // Arrives, and announces bytes that the phase waits for.
 __device__ __forceinline__ void barrier_expect(Barrier* barrier, unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
@@ -64,6 +75,13 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity) 
             : "memory");
     } while (!done);
 }
+
+// Of all threads of the cluster's blocks.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+#define HOST_CLUSTER(blocks)
 
 // A named barrier (1 to 15) of some of the block's warps.
 __device__ __forceinline__ void group_barrier(int name, int threads) {
@@ -101,6 +119,16 @@ __device__ __forceinline__ void load_tile(void* to, const TensorMap& map, Barrie
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
         "[%1, {%3, %4, %5, %6}], [%2];" ::"r"(window_address(to)),
         "l"(&map), "r"(window_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w)
+        : "memory");
+}
+// The same, to the same place of each block of the cluster that has a bit in `blocks`; each one's own
+// barrier, at the same place too, counts the bytes.
+__device__ __forceinline__ void share_tile(void* to, const TensorMap& map, Barrier* barrier,
+                                           unsigned short blocks, int x, int y) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%4, %5}], [%2], %3;" ::"r"(window_address(to)),
+        "l"(&map), "r"(window_address(barrier)), "h"(blocks), "r"(x), "r"(y)
         : "memory");
 }
 

@@ -45,6 +45,15 @@ static unsigned char* at_window(unsigned address, unsigned bytes) {
     return reinterpret_cast<unsigned char*>(at);
 }
 
+// The same place in a block of the cluster.
+template <class T>
+static T* in_block(T* pointer, unsigned rank) {
+    const char* at = reinterpret_cast<const char*>(pointer);
+    require(at >= dynamic_shared && at <= dynamic_shared + dynamic_bytes && rank < cluster_blocks,
+            "a place in another block that is not in its dynamic shared memory");
+    return reinterpret_cast<T*>(dynamic_memory[rank] + (at - dynamic_shared));
+}
+
 // The chunk of 16 bytes that takes this one's place: bits of the address itself are mixed.
 static unsigned swizzled(unsigned address, unsigned span) {
     const unsigned mask = span / 16 - 1;  // 7, 3 or 1 for 128, 64 or 32 bytes
@@ -60,7 +69,6 @@ struct Phase {
 static_assert(sizeof(Phase) == 8, "a barrier's eight bytes");
 
 static Phase* phase_of(unsigned long long* barrier) {
-    require_shared(barrier, 8);
     Phase* phase = reinterpret_cast<Phase*>(barrier);
     require(phase->count != 0xFFFF, "a barrier in shared memory that was never begun");
     return phase;
@@ -89,19 +97,21 @@ static bool phase_ended(const void* barrier, uint64_t parity) {
 struct Named {
     unsigned arrived, threads, turn;
 };
-static Named named[16];
+static Named named[kMostCluster][16];
+static Named all_blocks;  // the barrier of the cluster
 static bool turned(const void* turn, uint64_t seen) {
     return *static_cast<const unsigned*>(turn) != seen;
 }
 
 struct Tile {
     TensorMap map;
-    unsigned to;
+    unsigned char* to;
+    unsigned address;  // of it in its block's window
     unsigned long long* barrier;
     int at[5];
 };
 static std::vector<Tile> tiles;  // under way
-static bool published;
+static bool published[kMostCluster];
 
 static void copy_tile(const Tile& tile) {
     const TensorMap& map = tile.map;
@@ -124,8 +134,8 @@ static void copy_tile(const Tile& tile) {
                 if (inside && x >= 0 && uint64_t(x) < map.sizes[0])
                     memcpy(bytes + i, from + x * map.element_bytes, map.element_bytes);
             }
-            const unsigned to = swizzled(tile.to + r * row + chunk * 16, map.swizzle);
-            memcpy(at_window(to, 16), bytes, 16);
+            const unsigned place = swizzled(tile.address + r * row + chunk * 16, map.swizzle);
+            memcpy(tile.to + int(place - tile.address), bytes, 16);
         }
     }
     Phase* phase = phase_of(tile.barrier);
@@ -133,21 +143,31 @@ static void copy_tile(const Tile& tile) {
     end_if_complete(phase);
 }
 
+// `blocks` has a bit for each block of the cluster that gets the tile.
 static void load_tile(void* to, const TensorMap& map, unsigned long long* barrier, int rank,
-                      const int (&at)[5]) {
-    require(published, "a copy of a tile before its barrier was published");
+                      const int (&at)[5], unsigned blocks) {
     require(!memcmp(map.magic, "TILE MAP", 8), "no tensor map that this device has encoded");
     require(int(map.rank) == rank, "a tensor map of another number of dimensions");
     require(!map.swizzle || map.box[0] * map.element_bytes == map.swizzle,
             "rows of a box that do not fill their swizzle");
     require_shared(to, 128);
-    phase_of(barrier);
-    Tile tile{map, window_address(to), barrier, {}};
-    memcpy(tile.at, at, sizeof at);
-    if (backwards)
-        tiles.push_back(tile);
-    else
-        copy_tile(tile);
+    require_shared(barrier, 8);
+    unsigned bytes = map.element_bytes;
+    for (uint32_t side : map.box) bytes *= side;
+    const unsigned address = window_address(to);
+    at_window(address, bytes);  // A swizzle keeps each chunk in its row.
+    for (unsigned block = 0; block < kMostCluster; block++) {
+        if (!(blocks >> block & 1)) continue;
+        require(published[block], "a copy of a tile before its barrier was published");
+        Tile tile{map, static_cast<unsigned char*>(in_block(static_cast<unsigned char*>(to), block)),
+                  address, in_block(barrier, block), {}};
+        phase_of(tile.barrier);
+        memcpy(tile.at, at, sizeof at);
+        if (backwards)
+            tiles.push_back(tile);
+        else
+            copy_tile(tile);
+    }
 }
 
 // Where an element of a matrix lies, by its descriptor ("Matrix Descriptor Format" and "Strides" of
@@ -313,9 +333,10 @@ static void wait_products(unsigned pending) {
 
 static void begin_hopper() {
     tiles.clear();
-    published = false;
+    memset(published, 0, sizeof published);
     memset(named, 0, sizeof named);
-    const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+    all_blocks = {};
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z * cluster_blocks;
     for (unsigned i = 0; i < threads; i++) products[i] = Products{};
 }
 static bool advance_hopper() {
@@ -327,9 +348,10 @@ static bool advance_hopper() {
 }
 static const char* end_hopper() {
     if (!tiles.empty()) return "a block ended before its copies of tiles";
-    for (const Named& each : named)
-        if (each.arrived) return "a block ended with a named barrier half reached";
-    const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+    for (const auto& of_block : named)
+        for (const Named& each : of_block)
+            if (each.arrived) return "a block ended with a named barrier half reached";
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z * cluster_blocks;
     for (unsigned i = 0; i < threads; i++) {
         if (!products[i].open.empty() || !products[i].groups.empty())
             return "a block ended before its products";
@@ -351,48 +373,84 @@ static inline void barrier_begin(Barrier* barrier, unsigned arrivals) {
     const host::Phase phase{uint16_t(arrivals), uint16_t(arrivals), 0, 0};
     memcpy(barrier, &phase, 8);
 }
-static inline void publish_barriers() { host::published = true; }
-static inline void barrier_arrive(Barrier* barrier) { host::arrive(barrier, 0); }
-static inline void barrier_expect(Barrier* barrier, unsigned bytes) { host::arrive(barrier, bytes); }
+static inline void publish_barriers() {
+    host::published[host::fibres[host::current].rank] = true;
+}
+static inline void barrier_arrive(Barrier* barrier) {
+    host::require_shared(barrier, 8);
+    host::arrive(barrier, 0);
+}
+static inline void barrier_arrive_at(Barrier* barrier, unsigned rank) {
+    host::arrive(host::in_block(barrier, rank), 0);
+}
+static inline void barrier_expect(Barrier* barrier, unsigned bytes) {
+    host::require_shared(barrier, 8);
+    host::arrive(barrier, bytes);
+}
 static inline void barrier_wait(Barrier* barrier, unsigned parity) {
+    host::require_shared(barrier, 8);
     host::phase_of(barrier);
     host::wait_until({host::phase_ended, barrier, parity, "a wait for a phase that never ends"});
 }
 
-static inline unsigned count_in(int name, int threads) {
-    host::Named& own = host::named[name];
-    host::require(name > 0 && name < 16 && threads % 32 == 0, "no named barrier of whole warps");
-    host::require(!own.arrived || int(own.threads) == threads,
-                  "a named barrier of different numbers of threads");
-    own.threads = unsigned(threads);
-    const unsigned turn = own.turn;
-    if (++own.arrived == own.threads) {
-        own.arrived = 0;
-        own.turn++;
+namespace host {
+
+// One more thread at a barrier; the turn that it belongs to.
+static unsigned count_in(Named& barrier, unsigned threads) {
+    require(!barrier.arrived || barrier.threads == threads,
+            "a named barrier of different numbers of threads");
+    barrier.threads = threads;
+    const unsigned turn = barrier.turn;
+    if (++barrier.arrived == threads) {
+        barrier.arrived = 0;
+        barrier.turn++;
     }
     return turn;
 }
-static inline void group_arrive(int name, int threads) { count_in(name, threads); }
-static inline void group_barrier(int name, int threads) {
-    const unsigned turn = count_in(name, threads);
-    host::wait_until({host::turned, &host::named[name].turn, turn,
-                      "a named barrier that too few threads reach"});
+
+static Named& own_named(int name, int threads) {
+    require(name > 0 && name < 16 && threads % 32 == 0, "no named barrier of whole warps");
+    return named[fibres[current].rank][name];
 }
+
+}  // namespace host
+
+static inline void group_arrive(int name, int threads) {
+    host::count_in(host::own_named(name, threads), unsigned(threads));
+}
+static inline void group_barrier(int name, int threads) {
+    host::Named& barrier = host::own_named(name, threads);
+    const unsigned turn = host::count_in(barrier, unsigned(threads));
+    host::wait_until(
+        {host::turned, &barrier.turn, turn, "a named barrier that too few threads reach"});
+}
+static inline void cluster_barrier() {
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z * host::cluster_blocks;
+    const unsigned turn = host::count_in(host::all_blocks, threads);
+    host::wait_until({host::turned, &host::all_blocks.turn, turn,
+                      "a barrier of the cluster that not all threads reach"});
+}
+#define HOST_CLUSTER(blocks) static const unsigned host_cluster = host::cluster_blocks = blocks;
 
 static inline void require_aligned(const void* memory) {
     host::require(host::window_address(memory) % 1024 == 0, "shared memory that is not aligned");
 }
 
 static inline void prefetch_map(const TensorMap&) {}
+static inline unsigned own_block() { return 1u << host::fibres[host::current].rank; }
 static inline void load_tile(void* to, const TensorMap& map, Barrier* barrier, int x, int y) {
-    host::load_tile(to, map, barrier, 2, {x, y, 0, 0, 0});
+    host::load_tile(to, map, barrier, 2, {x, y, 0, 0, 0}, own_block());
 }
 static inline void load_tile(void* to, const TensorMap& map, Barrier* barrier, int x, int y, int z) {
-    host::load_tile(to, map, barrier, 3, {x, y, z, 0, 0});
+    host::load_tile(to, map, barrier, 3, {x, y, z, 0, 0}, own_block());
 }
 static inline void load_tile(void* to, const TensorMap& map, Barrier* barrier, int x, int y, int z,
                              int w) {
-    host::load_tile(to, map, barrier, 4, {x, y, z, w, 0});
+    host::load_tile(to, map, barrier, 4, {x, y, z, w, 0}, own_block());
+}
+static inline void share_tile(void* to, const TensorMap& map, Barrier* barrier, unsigned blocks,
+                              int x, int y) {
+    host::load_tile(to, map, barrier, 2, {x, y, 0, 0, 0}, blocks);
 }
 
 static inline void wgmma_fence() {

@@ -1,7 +1,7 @@
 // CUDA's language on the host, so that a kernel's own source runs under a C++ compiler.
 //
 // Each thread of a block is a fibre; a barrier hands control back until all have arrived. Blocks run
-// one after the other. Shared memory is poisoned before each block. HOST_CUDA_ORDER=reverse runs
+// one after the other, those of a cluster side by side. Shared memory is poisoned before each block. HOST_CUDA_ORDER=reverse runs
 // threads and blocks backwards, so that a result which leans on an order shows. A barrier that not
 // all threads reach ends the launch with a message, and so does a wait for what nobody does, or a
 // write past the end of the dynamic shared memory.
@@ -20,6 +20,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __shared__ static __attribute__((section("shared_memory")))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
@@ -38,6 +39,7 @@ constexpr unsigned kMostThreads = 1024;
 constexpr size_t kStack = 64 * 1024;
 constexpr size_t kMostShared = 227 * 1024;  // of any chip
 constexpr size_t kGuard = 1024;             // bytes behind the dynamic shared memory
+constexpr unsigned kMostCluster = 2;        // blocks side by side
 constexpr size_t kSlot = 64;                // bytes of one thread in a warp's exchange
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kWaiting, kDone };
 
@@ -52,7 +54,8 @@ struct Condition {
 struct Fibre {
     jmp_buf here;
     State state;
-    Index3 index;
+    Index3 index, block;
+    unsigned rank;  // of its block in the cluster
     char* stack;
     bool running;          // it has been entered, and goes from one block to the next
     const char* exchange;  // the warp's exchange it waits in
@@ -85,8 +88,10 @@ static void* body_arguments;
 static const char* failure;
 static unsigned long bank_conflicts;  // of this launch: times that ldmatrix had to go again
 static unsigned block_number;  // of this launch, and never again of another
-alignas(1024) static char dynamic_shared[kMostShared + kGuard];
+alignas(1024) static char dynamic_memory[kMostCluster][kMostShared + kGuard];
+static char* dynamic_shared = dynamic_memory[0];  // of the block whose thread runs
 static size_t dynamic_bytes;
+static unsigned cluster_blocks = 1;  // as the kernel was compiled
 // Two of each thread, by turns: who writes into the first again has seen all others at the second.
 alignas(16) static char slots[2][kMostThreads][kSlot];
 
@@ -192,6 +197,8 @@ static bool run_warp(unsigned warp, unsigned threads) {
             current = first + (backwards ? count - 1 - step : step);
             if (!can_go_on(fibres[current])) continue;
             threadIdx = fibres[current].index;
+            blockIdx = fibres[current].block;
+            dynamic_shared = dynamic_memory[fibres[current].rank];
             go_on(fibres[current]);
             ran = true;
         }
@@ -218,43 +225,65 @@ static const char* standstill(unsigned threads) {
     return why;
 }
 
-static bool guard_holds() {
+static bool guards_hold() {
     bool holds = true;
-    for (size_t i = 0; i < kGuard; i++) holds &= dynamic_shared[dynamic_bytes + i] == char(0xA5);
+    for (unsigned rank = 0; rank < cluster_blocks; rank++)
+        for (size_t i = 0; i < kGuard; i++)
+            holds &= dynamic_memory[rank][dynamic_bytes + i] == char(0xA5);
     return holds;
 }
 
 static const char* end_block() {
     for (Unit* unit = units; unit; unit = unit->next)
         if (const char* trouble = unit->end()) return trouble;
-    return guard_holds() ? nullptr : "a write past the end of shared memory";
+    return guards_hold() ? nullptr : "a write past the end of shared memory";
 }
 
-static const char* run_block(unsigned threads) {
+// As far as the threads of a block get without other blocks; whether any went on. A warp runs as far
+// as it can before the next one does, and a block before the next one of its cluster: the farther
+// they are apart, the surer a missing barrier shows.
+static bool run_block(unsigned rank, unsigned block_threads, unsigned threads) {
+    const unsigned warps = (block_threads + kLanes - 1) / kLanes;
+    bool ever = false;
+    for (bool ran = true; ran && !failure;) {
+        ran = false;
+        for (unsigned step = 0; step < warps && !failure; step++)
+            ran |= run_warp(rank * warps + (backwards ? warps - 1 - step : step), threads);
+        ran |= release(State::kAtBlockBarrier, rank * block_threads, block_threads);
+        ever |= ran;
+    }
+    return ever;
+}
+
+// A block, or those of a cluster: `first` and the next ones along x.
+static const char* run_cluster(const Index3& first, unsigned block_threads) {
     if (__start_shared_memory)
         memset(__start_shared_memory, 0xFF, size_t(__stop_shared_memory - __start_shared_memory));
-    memset(dynamic_shared, 0xFF, dynamic_bytes);
-    memset(dynamic_shared + dynamic_bytes, 0xA5, kGuard);
+    for (unsigned rank = 0; rank < cluster_blocks; rank++) {
+        memset(dynamic_memory[rank], 0xFF, dynamic_bytes);
+        memset(dynamic_memory[rank] + dynamic_bytes, 0xA5, kGuard);
+    }
     block_number++;
     for (Unit* unit = units; unit; unit = unit->next) unit->begin();
+    const unsigned threads = block_threads * cluster_blocks;
     for (unsigned i = 0; i < threads; i++) {
         Fibre& fibre = fibres[i];
+        const unsigned thread = i % block_threads;
         fibre.state = State::kReady;
         fibre.turn = 0;
-        fibre.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+        fibre.rank = i / block_threads;
+        fibre.block = {first.x + fibre.rank, first.y, first.z};
+        fibre.index = {thread % blockDim.x, thread / blockDim.x % blockDim.y,
+                       thread / (blockDim.x * blockDim.y)};
     }
-    // A warp runs as far as it can before the next one does: the farther warps are apart, the surer
-    // a missing barrier shows.
-    const unsigned warps = (threads + kLanes - 1) / kLanes;
     for (;;) {
         bool ran = false;
-        for (unsigned step = 0; step < warps && !failure; step++)
-            ran |= run_warp(backwards ? warps - 1 - step : step, threads);
+        for (unsigned step = 0; step < cluster_blocks; step++)
+            ran |= run_block(backwards ? cluster_blocks - 1 - step : step, block_threads, threads);
         if (failure) return failure;
         bool done = true;
         for (unsigned i = 0; i < threads; i++) done &= fibres[i].state == State::kDone;
         if (done) return end_block();
-        ran |= release(State::kAtBlockBarrier, 0, threads);
         if (!ran && !advance_units()) return standstill(threads);
     }
 }
@@ -266,17 +295,20 @@ static const char* run_grid(const unsigned* grid, const unsigned* block, size_t 
     blockDim = {block[0], block[1], block[2]};
     const unsigned threads = block[0] * block[1] * block[2];
     if (threads > kMostThreads) return "more threads in a block than any chip takes";
+    if (cluster_blocks > 1 && (threads % kLanes || threads * cluster_blocks > kMostThreads))
+        return "a cluster of more threads than there are fibres, or of parts of warps";
+    if (grid[0] % cluster_blocks) return "a grid that is no multiple of its clusters";
     if (shared_bytes > kMostShared) return "more shared memory in a block than any chip has";
     dynamic_bytes = shared_bytes;
     failure = nullptr;
     bank_conflicts = 0;
     const size_t blocks = size_t(grid[0]) * grid[1] * grid[2];
-    for (size_t step = 0; step < blocks; step++) {
-        const size_t i = backwards ? blocks - 1 - step : step;
-        blockIdx = {unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]),
-                    unsigned(i / (size_t(grid[0]) * grid[1]))};
-        if (const char* trouble = run_block(threads)) {
-            for (unsigned t = 0; t < threads; t++) fibres[t].running = false;
+    for (size_t step = 0; step < blocks; step += cluster_blocks) {
+        const size_t i = backwards ? blocks - cluster_blocks - step : step;
+        const Index3 first = {unsigned(i % grid[0]), unsigned(i / grid[0] % grid[1]),
+                              unsigned(i / (size_t(grid[0]) * grid[1]))};
+        if (const char* trouble = run_cluster(first, threads)) {
+            for (Fibre& fibre : fibres) fibre.running = false;
             return trouble;
         }
     }

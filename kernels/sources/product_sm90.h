@@ -10,11 +10,20 @@
 // The depth of a tile may be split: each split leaves its sums in `partial`, thread by thread, and
 // the last of a tile adds them in the order of the splits, so that every run gives the same bits.
 //
+// CLUSTER 2 sets two blocks side by side, whose tiles lie one below the other: each asks for half of
+// the block of W that both want, for both. A stage is empty then when all sixteen warps are done.
+//
 // Constants: ELEMENT, TILE_ROWS, TILE_COLUMNS, STAGES, GEGLU (0 or 1), and GROUPS_DOWN: 2 where the
 // two warpgroups share the rows of a tile, 1 where they share its columns.
 #pragma once
 #include "epilogue_sm90.h"
 #include "hopper.h"
+
+#if CLUSTER > 1
+#define OF_CLUSTER __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define OF_CLUSTER
+#endif
 
 enum {
     kDepth = 64,  // elements of a stage along the depth: 128 bytes, what a swizzle spans
@@ -31,8 +40,10 @@ enum {
     kStageBytes = kBytesOfA + kBytesOfW,
     kProducerRegisters = 40,
     kConsumerRegisters = 232,
-    kBand = 16,  // rows of tiles that are done together, for the sake of L2
+    kBand = 16 / CLUSTER,  // rows of tiles (of clusters) done together, for the sake of L2
+    kSharedColumns = TILE_COLUMNS / CLUSTER,  // of W, that one block of a cluster asks for
 };
+static_assert(kSharedColumns * kRowBytes % 1024 == 0, "whole swizzles for each block of a cluster");
 static_assert(kGroupRows % 64 == 0 && kGroupColumns % 16 == 0, "whole instructions");
 static_assert(kBytesOfA % 1024 == 0 && kGroupColumns * kRowBytes % 1024 == 0, "whole swizzles");
 static_assert(kWarpgroup * (kProducerRegisters + 2 * kConsumerRegisters) <= 65536,
@@ -51,22 +62,31 @@ struct Ring {
 
 // What a block does at a time: blocks `begin` to `end` of the depth of one tile.
 struct Piece {
-    int tile, row, column, begin, end;
+    int tile, split, row, column, begin, end;
 };
 
 // Tiles in bands of kBand rows of them, column after column; the splits of a tile one after another.
+// A cluster takes CLUSTER tiles of a column together; the last rows of tiles may be empty then.
 struct Tiles {
-    int down, across, splits;
+    int rows, across, splits;
     float* partial;     // [tiles, splits, sums of a thread, threads], or null for one split
     unsigned* arrived;  // [tiles], zero before and after
-    __device__ __forceinline__ int count() const { return down * across * splits; }
+
+    __device__ __forceinline__ int down() const { return (rows + CLUSTER - 1) / CLUSTER; }
+    __device__ __forceinline__ int count() const { return down() * across * splits; }
     __device__ __forceinline__ Piece find(int index, int blocks) const {
         const int tile = index / splits, split = index % splits;
         const int band = tile / (kBand * across), in_band = tile % (kBand * across);
-        const int rows = down - band * kBand < kBand ? down - band * kBand : kBand;
+        const int rest = down() - band * kBand, high = rest < kBand ? rest : kBand;
         const int each = (blocks + splits - 1) / splits, begin = split * each;
         const int end = blocks - begin < each ? blocks : begin + each;
-        return {tile, band * kBand + in_band % rows, in_band / rows, begin, end};
+        const int rank = blockIdx.x % CLUSTER;
+        return {tile * CLUSTER + rank,
+                split,
+                (band * kBand + in_band % high) * CLUSTER + rank,
+                in_band / high,
+                begin,
+                end};
     }
 };
 
@@ -83,11 +103,12 @@ __device__ __forceinline__ float load_fresh(const float* from) {
 
 // Leaves this split's sums and, where it is the last of its tile, takes all together; false for the
 // others, which have nothing to store. `word` is four bytes of shared memory.
-__device__ __forceinline__ bool join_splits(const Tiles& tiles, int index, int tile,
+__device__ __forceinline__ bool join_splits(const Tiles& tiles, const Piece& piece,
                                             float (&sums)[kStrips][kGroupColumns / 2], int* word) {
     const int thread = threadIdx.x - kWarpgroup, splits = tiles.splits;
     const long long size = TILE_ROWS * TILE_COLUMNS;
-    float* const own = tiles.partial + index * size + thread;
+    float* const all = tiles.partial + (long long)piece.tile * splits * size + thread;
+    float* const own = all + piece.split * size;
 #pragma unroll
     for (int i = 0; i < kStrips; i++)
 #pragma unroll
@@ -95,7 +116,8 @@ __device__ __forceinline__ bool join_splits(const Tiles& tiles, int index, int t
             own[(i * (kGroupColumns / 2) + j) * kConsumers] = sums[i][j];
     __threadfence();
     group_barrier(1, kConsumers);
-    if (thread == 0) *word = atomicInc(tiles.arrived + tile, splits - 1) == unsigned(splits - 1);
+    if (thread == 0)
+        *word = atomicInc(tiles.arrived + piece.tile, splits - 1) == unsigned(splits - 1);
     group_barrier(1, kConsumers);
     if (!*word) return false;
     __threadfence();
@@ -103,7 +125,7 @@ __device__ __forceinline__ bool join_splits(const Tiles& tiles, int index, int t
     for (int i = 0; i < kStrips; i++)
 #pragma unroll
         for (int j = 0; j < kGroupColumns / 2; j++) sums[i][j] = 0;
-    const float* from = tiles.partial + (long long)tile * splits * size + thread;
+    const float* from = all;
 #pragma unroll 1
     for (int split = 0; split < splits; split++, from += size)
 #pragma unroll
@@ -112,6 +134,13 @@ __device__ __forceinline__ bool join_splits(const Tiles& tiles, int index, int t
             for (int j = 0; j < kGroupColumns / 2; j++)
                 sums[i][j] += load_fresh(from + (i * (kGroupColumns / 2) + j) * kConsumers);
     return true;
+}
+
+// A warp is done with a stage, here and, in a cluster, in the other block, which fills half of it.
+__device__ __forceinline__ void give_back(Barrier* empty) {
+    const int lane = threadIdx.x % 32;
+    if (CLUSTER == 1 && lane == 0) barrier_arrive(empty);
+    if (CLUSTER > 1 && lane < CLUSTER) barrier_arrive_at(empty, lane);
 }
 
 // `source.blocks()` of the depth; `source.load(to, barrier, tile_row, block)` asks for a block of A;
@@ -125,24 +154,28 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
     Barrier* const empty = full + STAGES;
     int* const word = reinterpret_cast<int*>(empty + STAGES);
     const int group = threadIdx.x / kWarpgroup, blocks = source.blocks();
+    const int first_index = blockIdx.x / CLUSTER, indices = gridDim.x / CLUSTER;
     if (threadIdx.x == 0) {
         require_aligned(memory);
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_begin(full + stage, 1);
-            barrier_begin(empty + stage, kConsumerWarps);
+            barrier_begin(empty + stage, kConsumerWarps * CLUSTER);
         }
         publish_barriers();
         source.prefetch();
         prefetch_map(weight);
     }
-    __syncthreads();
+    if (CLUSTER > 1)
+        cluster_barrier();  // Nobody reaches into a block whose barriers have not begun.
+    else
+        __syncthreads();
     wait_for_predecessor();
 
     if (group == 0) {
         shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) {
             Ring ring{0, 0};
-            for (int index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+            for (int index = first_index; index < tiles.count(); index += indices) {
                 const Piece piece = tiles.find(index, blocks);
                 for (int block = piece.begin; block < piece.end; block++, ring.next()) {
                     unsigned char* const stage = memory + ring.stage * kStageBytes;
@@ -150,8 +183,14 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
                     barrier_wait(empty + ring.stage, ring.parity ^ 1);
                     barrier_expect(full + ring.stage, kStageBytes);
                     source.load(stage, full + ring.stage, piece.row, block);
-                    load_tile(stage + kBytesOfA, weight, full + ring.stage, source.weight_at(block),
-                              piece.column * TILE_COLUMNS);
+                    const int k = source.weight_at(block), column = piece.column * TILE_COLUMNS;
+                    if (CLUSTER > 1) {
+                        const int shared = blockIdx.x % CLUSTER * kSharedColumns;
+                        share_tile(stage + kBytesOfA + shared * kRowBytes, weight,
+                                   full + ring.stage, (1 << CLUSTER) - 1, k, column + shared);
+                    } else {
+                        load_tile(stage + kBytesOfA, weight, full + ring.stage, k, column);
+                    }
                 }
             }
             release_successor();
@@ -165,7 +204,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         const Descriptor a = rows_of_128(start + first_row * kRowBytes);
         const Descriptor w = rows_of_128(start + kBytesOfA + first_column * kRowBytes);
         Ring ring{0, 0};
-        for (int index = blockIdx.x; index < tiles.count(); index += gridDim.x) {
+        for (int index = first_index; index < tiles.count(); index += indices) {
             const Piece piece = tiles.find(index, blocks);
             float sums[kStrips][kGroupColumns / 2];
             int last = 0;
@@ -185,14 +224,14 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
                 wgmma_commit();
                 // The products of the block before are done: its stage may be filled again.
                 wgmma_wait<1>();
-                if (block > piece.begin && lane == 0) barrier_arrive(empty + last);
+                if (block > piece.begin) give_back(empty + last);
                 last = ring.stage;
             }
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < kStrips; i++) settle(sums[i]);
-            if (lane == 0) barrier_arrive(empty + last);
-            if (tiles.splits > 1 && !join_splits(tiles, index, piece.tile, sums, word)) continue;
+            give_back(empty + last);
+            if (tiles.splits > 1 && !join_splits(tiles, piece, sums, word)) continue;
 #pragma unroll
             for (int i = 0; i < kStrips; i++) {
                 const int r = first_row + i * 64 + threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
@@ -206,4 +245,6 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
             }
         }
     }
+    // The other block may still arrive here.
+    if (CLUSTER > 1) cluster_barrier();
 }

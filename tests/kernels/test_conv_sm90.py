@@ -23,7 +23,7 @@ from support.products import plain_epilogue, plain_sums, read, rounded, storage,
 
 Array = NDArray[Any]
 CHIP = limits_of(90)
-ONE = replace(CHIP, multiprocessors=1)  # so that a block goes on from tile to tile
+ONE = replace(CHIP, multiprocessors=2)  # so that a cluster goes on from tile to tile
 TILES = OF_CONVOLUTIONS["float16"]
 SMALL = Tile(64, 160, 1)
 BENCHES: dict[str, KernelBench] = {}
@@ -34,7 +34,7 @@ def cut_of(of: Convolution, tile: Tile, splits: int = 1) -> Cut:
     rows = of.images * (4 if of.enlarged else 1) * boxes(of, tile).count
     widths = (of.first_channels, of.channels - of.first_channels)
     blocks = of.kernel[0] * of.kernel[1] * sum(-(-width // DEPTH) for width in widths)
-    tiles = rows * -(-of.filters // tile.columns)
+    tiles = -(-rows // tile.cluster) * -(-of.filters // tile.columns)
     return Cut(tile, tiles, blocks, -(-blocks // -(-blocks // splits)))
 
 
@@ -139,6 +139,10 @@ def three(**changes: Any) -> Convolution:
 def test_every_tile_is_its_reference(tile: Tile, order: None) -> None:
     """A box that hangs over the image's edges, columns that hang over the tile's."""
     check(three(filters=tile.columns + 8, height=tile.rows // 16 + 1, width=17), tile)
+
+
+def test_a_cluster_whose_last_tile_lies_behind_the_last_image(order: None) -> None:
+    check(three(images=3, height=8, width=16), Tile(128, 160, cluster=2))
 
 
 def test_all_of_an_epilogue_in_wider_buffers(order: None) -> None:
@@ -247,10 +251,10 @@ def test_only_what_suits_is_offered() -> None:
 @pytest.mark.parametrize(
     ("height", "channels", "filters", "best"),
     [
-        (32, 1280, 1280, "128x160 1"),
-        (32, 2560, 1280, "128x160 1"),
-        (64, 640, 640, "128x160 1"),
-        (128, 320, 320, "128x160 1"),
+        (32, 1280, 1280, "2x128x160 1"),
+        (32, 2560, 1280, "2x128x160 1"),
+        (64, 640, 640, "2x128x160 1"),
+        (128, 320, 320, "2x128x160 1"),
     ],
 )
 def test_the_first_choice_fills_the_chip(
@@ -261,5 +265,5 @@ def test_the_first_choice_fills_the_chip(
     first = tactics(of, CHIP)[0]
     assert isinstance(first, Sm90Convolution)
     assert first.cut.name == best
-    waves = first.cut.tiles / CHIP.multiprocessors
+    waves = first.cut.tiles * first.cut.tile.cluster / CHIP.multiprocessors
     assert waves / np.ceil(waves) > 0.96

@@ -23,7 +23,7 @@ from support.products import plain_epilogue, plain_sums, read, rounded, storage,
 
 Array = NDArray[Any]
 CHIP = limits_of(90)
-ONE = replace(CHIP, multiprocessors=1)  # so that a block goes on from tile to tile
+ONE = replace(CHIP, multiprocessors=2)  # so that a cluster goes on from tile to tile
 TILES = OF_PRODUCTS["float16"]
 SMALL = Tile(64, 160, 1)
 BENCHES: dict[str, KernelBench] = {}
@@ -38,7 +38,8 @@ def bench_of(variant: str) -> KernelBench:
 
 def cut_of(product: Product, tile: Tile, splits: int = 1) -> Cut:
     """That tile, and as many splits as the depth gives of those."""
-    tiles = -(-product.rows // tile.rows) * -(-product.columns // tile.columns)
+    rows = tile.rows * tile.cluster
+    tiles = -(-product.rows // rows) * -(-product.columns // tile.columns)
     blocks = sum(-(-width // DEPTH) for width in gemm_sm90.widths(product))
     return Cut(tile, tiles, blocks, -(-blocks // -(-blocks // splits)))
 
@@ -128,8 +129,12 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 @pytest.mark.parametrize("tile", TILES, ids=lambda tile: tile.name)
 def test_every_tile_is_its_reference(tile: Tile, order: str) -> None:
-    """Past a tile's edges, four tiles of one block, its ring used more than once."""
-    sizes = {"rows": tile.rows + 3, "columns": tile.columns + 8, "depth": 136}
+    """Past a tile's edges, four tiles of one block, its ring used more than once.
+
+    Of a cluster's last two tiles one is empty.
+    """
+    rows = tile.rows * tile.cluster + 3
+    sizes = {"rows": rows, "columns": tile.columns + 8, "depth": 136}
     epilogue = Epilogue(bias=True, residual=True)
     check(Product(dtype="float16", **sizes, epilogue=epilogue), tile)
 
@@ -286,6 +291,11 @@ def test_any_size(rows: int, columns: int, depth: int, first: int, seed: int) ->
             "barrier_expect(full + ring.stage, kStageBytes / 2)",
         ),
         ("product_sm90.h", "publish_barriers();", ""),
+        # In a cluster: the other block is not told, or told too early that this one is there.
+        ("product_sm90.h", "arrive_at(empty, lane)", "arrive_at(empty, blockIdx.x % CLUSTER)"),
+        ("product_sm90.h", "cluster_barrier();  // Nobody", "__syncthreads();  // Nobody"),
+        ("product_sm90.h", "(1 << CLUSTER) - 1", "1"),
+        ("product_sm90.h", "kConsumerWarps * CLUSTER", "kConsumerWarps"),
         ("hopper.h", "Descriptor(1024 >> 4)", "Descriptor(512 >> 4)"),
         ("hopper.h", "Descriptor(1) << 62", "Descriptor(2) << 62"),
         ("pairs.h", "odd ? other[i] : own[i]", "own[i]"),
@@ -304,7 +314,9 @@ def test_a_planted_mistake_shows(
     assert right in text
     (tmp_path / file).write_text(text.replace(right, wrong))
     product = Product(dtype="float16", rows=130, columns=136, depth=680)
-    variant = Sm90Product(product, cut_of(product, Tile(128, 128)), ONE).variant
+    in_cluster = any(word in right for word in ("CLUSTER", "Nobody", "arrive_at"))
+    tile = Tile(128, 160, cluster=2) if in_cluster else Tile(128, 128)
+    variant = Sm90Product(product, cut_of(product, tile), ONE).variant
     planted = replace(CATALOGUE[variant], source=str(tmp_path / "gemm_sm90.cu"))
     monkeypatch.setattr("diffusion_rt.kernels.compile._INCLUDE", f"-I{tmp_path}")
     found = []
@@ -312,7 +324,7 @@ def test_a_planted_mistake_shows(
         monkeypatch.setenv("HOST_CUDA_ORDER", way)
         monkeypatch.setitem(BENCHES, variant, KernelBench([planted]))
         try:
-            check(product, Tile(128, 128))
+            check(product, tile)
         except (AssertionError, DeviceLost) as error:
             found.append(error)
     assert found
@@ -334,11 +346,11 @@ def test_only_what_suits_is_offered() -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "depth", "activation", "best"),
     [
-        (2048, 1280, 1280, "none", "128x160 1"),
-        (2048, 1280, 5120, "none", "128x160 1"),
-        (2048, 10240, 1280, "geglu", "128x256 1"),
-        (8192, 5120, 640, "geglu", "128x256 1"),
-        (8192, 640, 2560, "none", "128x160 1"),
+        (2048, 1280, 1280, "none", "2x128x160 1"),
+        (2048, 1280, 5120, "none", "2x128x160 1"),
+        (2048, 10240, 1280, "geglu", "2x128x256 1"),
+        (8192, 5120, 640, "geglu", "2x128x256 1"),
+        (8192, 640, 2560, "none", "2x128x160 1"),
     ],
 )
 def test_the_first_choice_fills_the_chip(
@@ -369,21 +381,24 @@ def test_pieces_cover_everything_once(
     tile: Tile, down: int, across: int, blocks: int, splits: int, grid: int
 ) -> None:
     """What `Tiles::find` of product_sm90.h does, for all pieces of all blocks."""
-    cut = Cut(tile, down * across, blocks, -(-blocks // -(-blocks // splits)))
-    band_rows, seen = 16, set()
+    side = tile.cluster
+    pairs = -(-down // side)
+    cut = Cut(tile, pairs * across, blocks, -(-blocks // -(-blocks // splits)))
+    band_rows, seen = 16 // side, set()
     each = -(-blocks // cut.splits)
-    for block in range(grid):
-        for index in range(block, cut.tiles * cut.splits, grid):
+    for block in range(grid * side):
+        for index in range(block // side, cut.tiles * cut.splits, grid):
             number, split = divmod(index, cut.splits)
             band, within = divmod(number, band_rows * across)
-            rows = min(band_rows, down - band * band_rows)
+            rows = min(band_rows, pairs - band * band_rows)
             begin = split * each
             end = min(blocks, begin + each)
             assert begin < end
-            seen.add((band * band_rows + within % rows, within // rows, begin, end))
-    assert len(seen) == cut.tiles * cut.splits
-    assert sum(end - begin for *_, begin, end in seen) == cut.tiles * blocks
-    assert max(seen)[:2] == (down - 1, across - 1)
+            row = (band * band_rows + within % rows) * side + block % side
+            seen.add((row, within // rows, begin, end))
+    assert len(seen) == cut.tiles * side * cut.splits
+    assert sum(end - begin for *_, begin, end in seen) == cut.tiles * side * blocks
+    assert max(seen)[:2] == (pairs * side - 1, across - 1)
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
