@@ -48,9 +48,15 @@ SWIZZLES = {0: 0, 128: 1, 64: 2, 32: 3}  # bytes, and the number in a descriptor
 
 
 @pytest.fixture(params=["forward", "reverse"])
-def bench(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> KernelBench:
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Copies at once and products late, or the other way round; always on the host."""
     monkeypatch.delenv(DEVICE, raising=False)
     monkeypatch.setenv("HOST_CUDA_ORDER", request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def bench(order: str) -> KernelBench:
     return KernelBench([variant(name) for name in PARAMETERS])
 
 
@@ -311,3 +317,61 @@ def test_a_copy_nobody_waits_for_is_found(
     misuse(bench, 11)
     with pytest.raises(DeviceLost, match="ended before its copies"):
         bench.stream.synchronize()
+
+
+def cluster(bench: KernelBench, which: int = 0, blocks: int = 4) -> tuple[Array, Any]:
+    """What the blocks of clusters of two should read, and where they write it."""
+    values = np.random.default_rng(9).normal(size=(16, 64)).astype(np.float16)
+    described = TensorMap(
+        name="x",
+        dtype="float16",
+        address=bench.put(values).address,
+        sizes=(64, 16),
+        strides=(128,),
+        box=(64, 8),
+    )
+    out = bench.poisoned([blocks, 2048], np.uint8)
+    launch = Launch(grid=(blocks, 1, 1), block=(32, 1, 1), shared_bytes=3072)
+    bench.run("probe_cluster", launch, bench.device.tensor_map(described), which, out)
+    return np.tile(chunks_exchanged(values, 128), (blocks, 1)), out
+
+
+@pytest.fixture
+def clusters(order: str) -> KernelBench:
+    return KernelBench(
+        [
+            replace(
+                variant("probe_misuse"),
+                name="probe_cluster",
+                kernel="probe_cluster",
+                source=str(SUPPORT / "cluster_probe.cu"),
+                parameters=(
+                    Parameter("map", "tensor_map"),
+                    Parameter("which", "int32"),
+                    Parameter("out", "pointer"),
+                ),
+            )
+        ]
+    )
+
+
+def test_a_tile_reaches_both_blocks_of_a_cluster(clusters: KernelBench) -> None:
+    wanted, out = cluster(clusters)
+    np.testing.assert_array_equal(clusters.get(out, wanted.shape, np.uint8), wanted)
+
+
+@pytest.mark.parametrize(
+    ("which", "blocks", "said"),
+    [
+        (1, 2, "barrier of the cluster that not all threads reach"),
+        (2, 2, "never begun|before its barrier was published"),
+        (3, 2, "not in its dynamic shared memory"),
+        (0, 3, "no multiple of its clusters"),
+    ],
+)
+def test_a_broken_rule_of_clusters_ends_the_launch(
+    clusters: KernelBench, which: int, blocks: int, said: str
+) -> None:
+    cluster(clusters, which, blocks)
+    with pytest.raises(DeviceLost, match=said):
+        clusters.stream.synchronize()
