@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import short_of_memory
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.engine import NativeEngine, Signature
@@ -100,12 +100,6 @@ class NativeGraphs:
         except BaseException:
             weights.close()
             raise
-
-    def want(self, what: str, nbytes: int) -> None:
-        """Raise OutOfMemory, with what is needed and what is free, where that is less."""
-        free = self.gpu.device.memory().free
-        if nbytes > free:
-            raise short_of_memory(what, nbytes, free)
 
     def left_by(self, engine: NativeEngine) -> None:
         """Give back what only the closed engine needed: weights, and what the arena has too much.
@@ -202,7 +196,11 @@ class LoadedGraph:
         program, graphs = self.planned(sizes), self._graphs
         more = max(0, program.nbytes - self.arena.nbytes)
         weights = 0 if self._weights is not None else program.plan.weights_size
-        graphs.want(self.graph, more + weights)
+        memory = graphs.gpu.device.memory()
+        if more + weights > memory.free:
+            short = short_of_memory(self.graph, more + weights, memory.free)
+            never = program.nbytes + program.plan.weights_size > memory.total
+            raise OutOfMemory(f"{short}{self._smaller(sizes, memory.total) if never else ''}")
         with translated(self.graph):
             self.arena.reserve(program.nbytes, program.counters)
             if self._weights is None:
@@ -210,6 +208,19 @@ class LoadedGraph:
                 self._wanted = program.plan.weights
         assert program.plan.weights == self._wanted, "weights do not depend on sizes"
         return program
+
+    def _smaller(self, sizes: Mapping[str, int], total: int) -> str:
+        """Which smaller picture would fit into so many bytes, where this one never does."""
+        if not {"height", "width"} <= self._symbols:
+            return ""
+        factor = self._graphs.folder.manifest.vae.factor
+        pixels = 1 if self.graph == "vae_encoder" else factor
+        for eighths in range(7, 0, -1):
+            less = {side: max(1, sizes[side] * eighths // 8) for side in ("height", "width")}
+            program = self.planned({**sizes, **less})
+            if program.nbytes + program.plan.weights_size <= total:
+                return f"; {pixels * less['width']}x{pixels * less['height']} would fit"
+        return "; no size would fit"
 
     def address(self, weight: str) -> int:
         """Where a weight lies."""

@@ -105,7 +105,11 @@ def test_anything_that_changes_makes_another_image(
     [lambda raw: raw[:-1], lambda raw: b"", lambda raw: raw[:-1] + b"!", lambda raw: raw[5:]],
 )
 def test_a_damaged_image_is_made_again_and_told(
-    cache: ImageCache, compiler: Counting, tmp_path: Path, damage: object
+    cache: ImageCache,
+    compiler: Counting,
+    tmp_path: Path,
+    damage: object,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert callable(damage)
     cache.image(VARIANT, 90)
@@ -115,6 +119,9 @@ def test_a_damaged_image_is_made_again_and_told(
     assert cache.rebuilt == [path.name]
     assert cache.image(VARIANT, 90)
     assert len(compiler.made) == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} was damaged and is made again"
+    ]
 
 
 def test_a_failed_write_leaves_nothing(

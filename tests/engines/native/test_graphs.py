@@ -176,6 +176,19 @@ def test_memory_too_small_for_the_weights(model: ModelFolder) -> None:
     graphs.close()
 
 
+def test_a_size_that_never_fits_is_told_with_one_that_would(model: ModelFolder) -> None:
+    graphs = NativeGraphs(model, simulated_gpu(memory_bytes=21 << 20), precision="float32")
+    loaded = graphs.loaded("unet_step")
+    sizes = {"batch": 2, "height": 64, "width": 96, "tokens": 32}
+    with pytest.raises(OutOfMemory, match=r"GB is free; \d+x\d+ would fit") as told:
+        loaded.program(sizes)
+    width, height = str(told.value).split("; ")[1].split()[0].split("x")
+    loaded.program({**sizes, "height": int(height) // 8, "width": int(width) // 8})
+    tiny = NativeGraphs(model, simulated_gpu(memory_bytes=1 << 20), precision="float32")
+    with pytest.raises(OutOfMemory, match="no size would fit"):
+        tiny.loaded("unet_step").program(sizes)
+
+
 def budgeted(gpu: Gpu, megabytes: int) -> Gpu:
     """The same device, of which only some memory may be taken."""
     return Gpu(BudgetedDevice(gpu.device, megabytes << 20), HostImages())

@@ -53,9 +53,10 @@ class Loaded:
         checkpoint: Checkpoint,
         weights: list[Weight],
         constants: dict[str, Array] | None = None,
+        seed: int | None = None,
         **how: Any,
     ) -> None:
-        self.device = Simulator()
+        self.device = Simulator(seed=seed)
         self.stream = self.device.stream()
         self.weights = Weights(self.device, self.stream, weights, constants or {})
         self.weights.stream_from(checkpoint.folder, **how)
@@ -152,7 +153,7 @@ def test_every_layout_and_cast(
     patch = pytest.MonkeyPatch()
     patch.setattr(packing, "BLOCK", block)
     try:
-        loaded = Loaded(checkpoint, weights, slots=slots, slot_bytes=slot_bytes)
+        loaded = Loaded(checkpoint, weights, seed=slots, slots=slots, slot_bytes=slot_bytes)
         for weight in weights:
             assert loaded.weights.address(weight.name) % 256 == 0
             np.testing.assert_array_equal(
