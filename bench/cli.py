@@ -58,6 +58,7 @@ KEPT: dict[str, tuple[str, ...] | None] = {"end-to-end": ("picture", "step"), "s
 
 # Who can run, and where that stands; the reference comes first where only one runs at a time.
 OUR_DRAWER = "diffusion_rt.bench.ours:Ours"
+ORT_GRAPHS = "diffusion_rt.bench.ort_graphs:OrtGraphs"
 DRAWERS = {
     "diffusers": "diffusion_rt.bench.peers:Diffusers",
     "compile": "diffusion_rt.bench.peers:Compiled",
@@ -120,7 +121,9 @@ def draw(benchmark: str, argv: Sequence[str]) -> int:
             more = {**theirs, "dtype": "float32"} if cuda else {}
             reference = start("diffusers", DRAWERS["diffusers"], **more)
         for peer in found.against:
-            if peer in ENGINES:
+            if peer == "ort" and cuda:
+                contenders.append(start(peer, ORT_GRAPHS))
+            elif peer in ENGINES:
                 contenders.append(start(peer, OUR_DRAWER, engine=peer, **ours))
             elif peer == "diffusers" and reference is not None and not cuda:
                 contenders.append(reference)
@@ -337,6 +340,7 @@ def build(benchmark: str, argv: Sequence[str]) -> int:
             ("engine", "NAME", "trt or native"),
             ("buckets", "SIZES", "as `diffusion-rt build` takes them; default: its own"),
             ("batch", "MIN:OPT:MAX", "the same"),
+            ("archs", "LIST", "of native, chips to compile for where there is no GPU, such as 90"),
         ):
             parser.add_argument(f"--{name}", metavar=value, help=what)
 
@@ -353,13 +357,14 @@ def build(benchmark: str, argv: Sequence[str]) -> int:
     origin = origin_on(benchmark, found, folder.manifest.name if found.model else None)
     options = [
         word
-        for name in ("buckets", "batch")
+        for name in ("buckets", "batch", "archs")
         if (value := getattr(found, name)) is not None
         for word in (f"--{name}", value)
     ]
     setting: Setting = {"model": folder.manifest.name, "engine": found.engine}
     setting |= {"buckets": found.buckets} if found.buckets else {}
     setting |= {"batch": found.batch} if found.batch else {}
+    setting |= {"archs": found.archs} if found.archs else {}
     with telling() as tell:
         builds = build_cost.builds(folder.path, found.engine, options, found.repeats, tell)
         keep(found.output, build_cost.records_of(origin, builds, setting), tell)

@@ -11,7 +11,7 @@ from diffusion_rt.bench import build_cost, cli
 from diffusion_rt.bench.launch import Ran
 from diffusion_rt.bench.records import read
 from diffusion_rt.engines.errors import BadInput, Fault
-from support.exported import ExportedModel
+from diffusion_rt.runtime.pipeline import SHIPPED
 from support.races import origin
 
 FILES = [{"name": "unet_step", "bytes": 5}, {"name": "vae_decoder", "bytes": 7}]
@@ -34,11 +34,11 @@ class Builder:
 
 
 def test_a_build_is_measured_from_nothing_and_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported_model: ExportedModel
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builder = Builder({"files": FILES, "peak_device": 9})
     monkeypatch.setattr(build_cost, "launch", builder)
-    model = exported_model("plain")
+    model = SHIPPED
     words = ["--model", str(model), "--engine", "trt", "--buckets", "64x64", "--repeats", "2"]
     assert cli.main(["build", *words, "--output", str(tmp_path)]) == 0
     assert len(builder.commands) == 4
@@ -50,7 +50,7 @@ def test_a_build_is_measured_from_nothing_and_once_more(
     middles = {name: record.spread and record.spread.p50 for name, record in found.items()}
     assert middles == {"build": 60.0, "build-again": 0.5, "peak-rss": 11, "written": 12}
     assert found["build"].peak_device == 9
-    assert found["build"].setting == {"model": "plain", "engine": "trt", "buckets": "64x64"}
+    assert found["build"].setting == {"model": "shapes-xl", "engine": "trt", "buckets": "64x64"}
     assert str(model) not in found["build"].command
 
 
