@@ -38,7 +38,7 @@ def test_a_build_is_measured_from_nothing_and_once_more(
 ) -> None:
     builder = Builder({"files": FILES, "peak_device": 9})
     monkeypatch.setattr(build_cost, "launch", builder)
-    model = SHIPPED
+    model = SHIPPED.resolve()
     words = ["--model", str(model), "--engine", "trt", "--buckets", "64x64", "--repeats", "2"]
     assert cli.main(["build", *words, "--output", str(tmp_path)]) == 0
     assert len(builder.commands) == 4
