@@ -320,25 +320,22 @@ class Builder:
     def padded(self, view: View) -> View:
         """A picture [images, C, height, width] as [images, height, width, C], C filled up to 8.
 
-        What fills up are zeros; who writes a buffer that is wider than its channels sees to that.
+        In the arithmetic's type; what fills up are zeros: who writes a buffer that is wider than
+        its channels sees to that.
         """
         images, channels, height, width = view.shape
-        filled = -(-channels // VECTOR) * VECTOR
-        if channels == filled:
-            found = pixels(view)
-            if found is None:
-                turned = permuted(view, (0, 2, 3, 1))
-                found = self.copied(view.buffer, turned)
-            return found
+        wide = (images, height, width, -(-channels // VECTOR) * VECTOR)
         buffer = self.buffers[view.buffer]
-        wide = (images, height, width, filled)
-        if buffer.shape == wide:
-            filling = narrowed(permuted(whole(buffer), (0, 3, 1, 2)), 1, 0, channels)
-            if view == filling:
-                return whole(buffer)
-        output = self.new(f"{view.buffer}.pixels", wide)
-        turned = permuted(view, (0, 2, 3, 1))
-        self.emit(Copy(name=f"{view.buffer}.pixels", source=turned, output=output))
+        if view.dtype == self.dtype:
+            if channels == wide[3] and (found := pixels(view)) is not None:
+                return found
+            if buffer.shape == wide:
+                filling = narrowed(permuted(whole(buffer), (0, 3, 1, 2)), 1, 0, channels)
+                if view == filling:
+                    return whole(buffer)
+        name = f"{view.buffer}.pixels"
+        output = self.new(name, wide)
+        self.emit(Copy(name=name, source=permuted(view, (0, 2, 3, 1)), output=output))
         return output
 
 

@@ -11,6 +11,7 @@ SDXL_BASE: dict[str, Any] = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "layers_per_block": 2,
     "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
     "cross_attention_dim": 2048,
     "projection_class_embeddings_input_dim": 2816,
     "in_channels": 4,
@@ -32,6 +33,7 @@ def unet_work(config: Mapping[str, Any], rows: int, height: int, width: int, tok
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     depths = config["transformer_layers_per_block"]
     depths = [depths] * len(channels) if isinstance(depths, int) else depths
+    heads = config["attention_head_dim"]  # SDXL's configs name the number of heads so
     context, embedded = config["cross_attention_dim"], 4 * channels[0]
     work = Work()
 
@@ -45,12 +47,13 @@ def unet_work(config: Mapping[str, Any], rows: int, height: int, width: int, tok
             convolution(size, before, after, 1)
         work.unet_timestep += 2 * rows * embedded * after
 
-    def transformer(size: tuple[int, int], width: int, depth: int) -> None:
-        pixels = size[0] * size[1]
-        linear = 2 + depth * (6 + 12)  # in and out; q, k, v, out, q, out; 8 and 4 times as wide
-        attended = 2 * depth * pixels * width * (pixels + tokens)
-        work.unet_step += 2 * rows * (linear * pixels * width**2 + attended)
-        work.unet_prompt += 2 * rows * depth * 2 * tokens * width * context
+    def transformer(size: tuple[int, int], level: int) -> None:
+        pixels, width, depth = size[0] * size[1], channels[level], depths[level]
+        inner = width // heads[level] * heads[level]  # a head's size is rounded down
+        linear = 2 * width + depth * (6 * inner + 12 * width)  # q, k, v, out, q, out; 8 and 4
+        attended = 2 * depth * inner * (pixels + tokens)
+        work.unet_step += 2 * rows * pixels * (linear * width + attended)
+        work.unet_prompt += 2 * rows * depth * 2 * tokens * inner * context
 
     size, sizes = (height, width), [(height, width)]
     convolution(size, config["in_channels"], channels[0])
@@ -60,7 +63,7 @@ def unet_work(config: Mapping[str, Any], rows: int, height: int, width: int, tok
             resnet(size, current, after)
             current = after
             if kind.startswith("CrossAttn"):
-                transformer(size, after, depths[level])
+                transformer(size, level)
             skips.append(after)
         if level + 1 < len(channels):
             size = ((size[0] + 1) // 2, (size[1] + 1) // 2)
@@ -68,7 +71,7 @@ def unet_work(config: Mapping[str, Any], rows: int, height: int, width: int, tok
             convolution(size, after, after)
             skips.append(after)
     resnet(size, current, current)
-    transformer(size, current, depths[-1])
+    transformer(size, len(channels) - 1)
     resnet(size, current, current)
     for number, kind in enumerate(config["up_block_types"]):
         level = len(channels) - 1 - number
@@ -77,7 +80,7 @@ def unet_work(config: Mapping[str, Any], rows: int, height: int, width: int, tok
             resnet(size, current + skips.pop(), after)
             current = after
             if kind.startswith("CrossAttn"):
-                transformer(size, after, depths[level])
+                transformer(size, level)
         if level:
             size = sizes[level - 1]
             convolution(size, after, after)

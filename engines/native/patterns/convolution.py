@@ -43,7 +43,7 @@ def _emit(
         builder.refuse(node, "an input that is no tensor of numbers")
     filters, channels, *kernel = weight.source.shape
     views = [tensor.view] if tensor.beside is None else [tensor.view, tensor.beside]
-    sources = tuple(builder.padded(builder.cast(node.inputs[0], view)) for view in views)
+    sources = tuple(builder.padded(view) for view in views)
     filled, depth = _filled(filters), sum(source.shape[3] for source in sources)
     images, _, height, width = builder.shape(node.outputs[0])
 
