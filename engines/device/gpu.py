@@ -32,6 +32,7 @@ class Gpu:
         self._images = images
         self._kernels: dict[str, Kernel] = {}
         self._told = False
+        self._portable: set[str] = set()
 
     def kernel(self, variant: Variant) -> Kernel:
         """The kernel, ready to launch; BadInput where it must be compiled and cannot be."""
@@ -41,8 +42,17 @@ class Gpu:
                 self._kernels[variant.name] = module.kernel(variant.kernel, variant.parameters)
         return self._kernels[variant.name]
 
+    def may_overlap(self, variant: Variant) -> bool:
+        """Whether a kernel that was loaded waits for the one ahead of it by itself.
+
+        PTX is written for the oldest chip, which has no such wait.
+        """
+        return variant.overlaps and self.device.arch >= 90 and variant.name not in self._portable
+
     def _load(self, variant: Variant) -> Module:
         """The image for this chip; where the driver refuses it, the PTX for any chip."""
+        if self.device.arch not in variant.archs:
+            self._portable.add(variant.name)
         try:
             return self.device.load(self._images.image(variant, self.device.arch))
         except BadImage as refused:
@@ -56,6 +66,7 @@ class Gpu:
                     *(self.device.name, self.device.driver, refused),
                 )
             self._told = True
+            self._portable.add(variant.name)
             return module
 
     def close(self) -> None:

@@ -21,12 +21,14 @@ def open_native(
     precision: Precision | None = None,
     budget: int | None = None,
     gpu: Gpu | None = None,
+    overlap: bool = False,
 ) -> DeviceBackend:
     """The graphs of a model folder on a GPU, the first one where none is given.
 
     `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
-    device memory to take at most. Raises BadInput where there is no driver or no GPU, and where the
-    GPU is too old.
+    device memory to take at most. With `overlap` kernels start before the one ahead has ended; it
+    is off as long as no GPU has shown it to be right. Raises BadInput where there is no driver or
+    no GPU, and where the GPU is too old.
     """
     gpu = gpu or open_gpu()
     if budget is not None:
@@ -39,6 +41,7 @@ def open_native(
         gpu,
         precision=precision or usual_precision(folder),
         choose=tactics.choose,
+        overlap=overlap,
     )
     return DeviceBackend(graphs, gpu)
 

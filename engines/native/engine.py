@@ -7,8 +7,8 @@ from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Addresses, Program
+from diffusion_rt.engines.native.ways import Call
 from diffusion_rt.engines.spec import TensorSpec
-from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.driver import Launch, OutOfMemory
 from diffusion_rt.kernels.driver.arguments import Value
 from diffusion_rt.kernels.driver.interface import Kernel, Stream
@@ -39,8 +39,8 @@ class Loaded(Protocol):
         """Where a weight lies."""
         ...
 
-    def kernel(self, variant: Variant) -> Kernel:
-        """A kernel, ready to launch."""
+    def ready(self, call: Call) -> tuple[Kernel, Launch, tuple[Value, ...]]:
+        """A launch with its kernel loaded."""
         ...
 
     def left_by(self, engine: "NativeEngine") -> None:
@@ -140,7 +140,7 @@ class NativeEngine:
         if arena.nbytes < program.nbytes:
             raise OutOfMemory("the memory for activations was lost to another size; bind again")
         calls = program.calls(self.places())
-        self._calls = [(loaded.kernel(c.variant), c.launch, c.arguments) for c in calls]
+        self._calls = [loaded.ready(call) for call in calls]
         self._resolved = arena.generation
 
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
@@ -14,10 +15,11 @@ from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic, Weight
 from diffusion_rt.engines.native.precision import arithmetic
-from diffusion_rt.engines.native.ways import Chip
+from diffusion_rt.engines.native.ways import Call, Chip
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
-from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.kernels.driver import Launch
+from diffusion_rt.kernels.driver.arguments import Value
 from diffusion_rt.kernels.driver.interface import Kernel
 
 OLDEST = 80  # sm_80: the first chip that copies past registers and multiplies bfloat16
@@ -37,16 +39,19 @@ class NativeGraphs:
         *,
         precision: Precision = "float16",
         choose: Choose = likely_fastest,
+        overlap: bool = False,
     ) -> None:
         """Open nothing yet; `gpu` is the caller's.
 
-        `precision` is that of `open` where it is given none. Raises BadInput where the chip is too
-        old.
+        `precision` is that of `open` where it is given none. With `overlap` kernels that wait for
+        the one ahead by themselves may start before it ends (sm_90 and newer). Raises BadInput
+        where the chip is too old.
         """
         check_chip(gpu)
         self.folder, self.gpu = folder, gpu
         self._precision = precision
         self._choose = choose
+        self._overlap = overlap
         device = gpu.device
         with translated("the native engine"):
             self._stream = device.stream()
@@ -100,6 +105,13 @@ class NativeGraphs:
         except BaseException:
             weights.close()
             raise
+
+    def ready(self, call: Call) -> tuple[Kernel, Launch, tuple[Value, ...]]:
+        """A launch with its kernel loaded."""
+        kernel, launch = self.gpu.kernel(call.variant), call.launch
+        if self._overlap and self.gpu.may_overlap(call.variant):
+            launch = replace(launch, overlap=True)
+        return kernel, launch, call.arguments
 
     def left_by(self, engine: NativeEngine) -> None:
         """Give back what only the closed engine needed: weights, and what the arena has too much.
@@ -226,9 +238,9 @@ class LoadedGraph:
         """Where a weight lies."""
         return self.weights.address(weight)
 
-    def kernel(self, variant: Variant) -> Kernel:
-        """A kernel, ready to launch."""
-        return self._graphs.gpu.kernel(variant)
+    def ready(self, call: Call) -> tuple[Kernel, Launch, tuple[Value, ...]]:
+        """A launch with its kernel loaded."""
+        return self._graphs.ready(call)
 
     def left_by(self, engine: NativeEngine) -> None:
         """Forget an engine."""

@@ -20,6 +20,8 @@ from diffusion_rt.engines.native.host_backend import HostBackend
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels import driver
+from diffusion_rt.kernels.driver import Launch
+from diffusion_rt.kernels.driver.interface import Kernel
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support.device_graphs import HostImages, simulated_gpu
 
@@ -156,6 +158,30 @@ def test_a_step_is_captured_and_replayed_after_the_arena_has_moved(model: ModelF
     assert engine.generation != generation
     np.testing.assert_array_equal(captured(), first)
     assert np.isfinite(first.view(np.float32)).all()
+
+
+class Recorded:
+    """A stream that only notes what is launched."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[str, bool]] = []
+
+    def launch(self, kernel: Kernel, launch: Launch, arguments: object) -> None:
+        self.launched.append((kernel.name, launch.overlap))
+
+
+@pytest.mark.parametrize(("arch", "overlap"), [(80, True), (90, False), (90, True)])
+def test_kernels_overlap_where_it_is_asked_and_the_chip_can(
+    model: ModelFolder, arch: int, overlap: bool
+) -> None:
+    gpu = simulated_gpu(arch=arch)
+    graphs = NativeGraphs(model, gpu, precision="float32", overlap=overlap)
+    engine = graphs.open("unet_timestep")
+    bind(gpu, engine, 2)
+    stream: Any = Recorded()
+    engine.enqueue(stream)
+    assert len(stream.launched) == 15
+    assert {overlaps for _, overlaps in stream.launched} == {overlap and arch == 90}
 
 
 def test_a_chip_that_is_too_old_is_named(model: ModelFolder) -> None:
