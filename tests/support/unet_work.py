@@ -50,9 +50,9 @@ def unet_work(config: Mapping[str, Any], rows: int, height: int, width: int, tok
     def transformer(size: tuple[int, int], level: int) -> None:
         pixels, width, depth = size[0] * size[1], channels[level], depths[level]
         inner = width // heads[level] * heads[level]  # a head's size is rounded down
-        linear = 2 * width + depth * (6 * inner + 12 * width)  # q, k, v, out, q, out; 8 and 4
-        attended = 2 * depth * inner * (pixels + tokens)
-        work.unet_step += 2 * rows * pixels * (linear * width + attended)
+        linear = 2 * width + depth * (6 + 12) * inner  # in and out; q, k, v, out, q, out; 8 and 4
+        attended = 2 * depth * (pixels + tokens)
+        work.unet_step += 2 * rows * pixels * inner * (linear + attended)
         work.unet_prompt += 2 * rows * depth * 2 * tokens * inner * context
 
     size, sizes = (height, width), [(height, width)]
