@@ -42,13 +42,14 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(window_address(barrier))
                  : "memory");
 }
-// Arrives at the barrier at the same place in a block of the cluster.
+// Arrives at the barrier at the same place in a block of the cluster. It publishes nothing to that
+// block (.release.cluster would, by a fence of the whole chip): it says that products have read.
 __device__ __forceinline__ void barrier_arrive_at(Barrier* barrier, unsigned rank) {
     asm volatile(
         "{\n"
         ".reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
         "}" ::"r"(window_address(barrier)),
         "r"(rank)
         : "memory");
@@ -76,9 +77,10 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, unsigned parity) 
     } while (!done);
 }
 
-// Of all threads of the cluster's blocks.
+// Of all threads of the cluster's blocks. It publishes barriers that publish_barriers() was said of,
+// and nothing else.
 __device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 #define HOST_CLUSTER(blocks)

@@ -58,6 +58,9 @@ def test_the_machine_code_is_what_was_meant(
     wanted = {part.split(".")[1] for part in variant.instructions if part.startswith("HGMMA")}
     assert products == wanted
     assert not re.search(r"\b(LDL|STL|CALL)\b", code)
+    # Nobody waits for the whole chip's memory between products: a fence of the wrong scope would.
+    between = code[code.index("HGMMA") : code.rindex("HGMMA")]
+    assert "MEMBAR" not in between
 
 
 def test_a_planted_serialised_product_is_said(nvrtc: Nvrtc, tmp_path: Path) -> None:
