@@ -75,7 +75,20 @@ def inspect_plan(
             "once": sum(graphs[graph]["flops"] for graph in STEP if graph != "unet_step"),
             "whole": sum(graphs[graph]["flops"] for graph in STEP),
         },
+        "request": {
+            "steps": defaults.steps,
+            "seconds": sum(
+                graphs[graph]["seconds"] * count
+                for graph, count in _counts(folder, defaults.steps, images).items()
+            ),
+        },
     }
+
+
+def _counts(folder: ModelFolder, steps: int, images: int) -> dict[str, int]:
+    """How often a request runs each graph, one evaluation a step."""
+    once = dict.fromkeys([encoder.graph for encoder in folder.manifest.text_encoders], 1)
+    return {**once, "unet_prompt": 1, "unet_timestep": 1, "unet_step": steps, "vae_decoder": images}
 
 
 def _bucket(text: str) -> Bucket:
@@ -147,9 +160,12 @@ def _notes(
         f"{flops['once'] / 1e12:.3f} are computed once a request."
     )
     yield (
-        f"Its buffers share {_mb(step['arena'])} MB instead of {_mb(step['arena_unshared'])} MB. "
-        "Times are reckoned, not measured: the chip takes no less."
+        f"A request of {found['request']['steps']} steps, prompt to pixels: "
+        f"{found['request']['seconds']:.3f} s."
     )
+    shared, apart = (_mb(step[key]) for key in ("arena", "arena_unshared"))
+    yield f"The buffers of {DETAILED} share {shared} MB; apart they would take {apart} MB."
+    yield "Times are reckoned, not measured: the chip takes no less."
 
 
 def _table(first: str, *more: str) -> Table:

@@ -60,6 +60,14 @@ def test_every_graph_is_there_and_its_kinds_add_up() -> None:
             assert one[key] == sum(kind[key] for kind in one["kinds"].values())
         assert one["seconds"] == pytest.approx(sum(k["seconds"] for k in one["kinds"].values()))
         assert 0 < one["arena"] <= one["arena_unshared"]
+    seconds = {graph: one["seconds"] for graph, one in found["graphs"].items()}
+    steps = found["request"]["steps"]
+    assert found["request"]["seconds"] == pytest.approx(
+        sum(seconds.values())
+        - seconds["vae_encoder"]
+        + (steps - 1) * seconds["unet_step"]
+        + 2 * seconds["vae_decoder"]
+    )
     step = found["step_flops"]
     assert step["whole"] == step["loop"] + step["once"]
     assert {one["dtype"] for one in found["graphs"].values()} == {"float16"}
