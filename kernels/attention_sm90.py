@@ -68,6 +68,7 @@ class Sm90Attention:
             ),
             archs=(ARCH,),
             suffix="a",
+            overlaps=True,
         )
 
     @property

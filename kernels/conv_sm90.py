@@ -211,6 +211,7 @@ VARIANTS = tuple(
         instructions=tile.instructions("4D"),
         archs=(ARCH,),
         suffix="a",
+        overlaps=True,
     )
     for dtype, tiles in OF_CONVOLUTIONS.items()
     for tile in tiles

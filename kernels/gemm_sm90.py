@@ -185,6 +185,7 @@ VARIANTS = tuple(
         instructions=tile.instructions("2D"),
         archs=(ARCH,),
         suffix="a",
+        overlaps=True,
     )
     for dtype, tiles in OF_PRODUCTS.items()
     for tile in tiles

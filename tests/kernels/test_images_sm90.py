@@ -58,6 +58,10 @@ def test_the_machine_code_is_what_was_meant(
     wanted = {part.split(".")[1] for part in variant.instructions if part.startswith("HGMMA")}
     assert products == wanted
     assert not re.search(r"\b(LDL|STL|CALL)\b", code)
+    # The kernel ahead is waited for before anything of memory is read or written.
+    touched = re.search(r"\b(LDG|STG|UTMALDG|ATOMG|REDG)\b", code)
+    assert touched is not None
+    assert 0 < code.find("ACQBULK") < touched.start()
     # Nobody waits for the whole chip's memory between products: a fence of the wrong scope would.
     between = code[code.index("HGMMA") : code.rindex("HGMMA")]
     assert "MEMBAR" not in between
