@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_rt.command import plain
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.chips import GAP, Roof, roof
@@ -133,7 +134,7 @@ def report(found: Mapping[str, Any], width: int = 110) -> str:
     console = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
     chip, flops = found["chip"], found["step_flops"]
     console.print(
-        f"{found['name']}, {found['bucket']}, images: {found['images']} (two rows each)\n"
+        f"{plain(found['name'])}, {found['bucket']}, images: {found['images']} (two rows each)\n"
         f"{chip['name']}: {chip['half'] / 1e12:.0f} TFLOP/s of half precision, "
         f"{chip['single'] / 1e12:.0f} of float32, {chip['bandwidth'] / 1e12:.2f} TB/s "
         f"({chip['source']}); {chip['gap'] * 1e6:.1f} µs a kernel"
