@@ -17,16 +17,36 @@ from diffusion_rt.bench.gpu_case import Built
 from diffusion_rt.bench.gpu_rows import excess
 from diffusion_rt.kernels import attention, attention_tactics, conv, conv_sm90, gemm, gemm_sm90
 from diffusion_rt.kernels.driver import Launch, Limits
-from diffusion_rt.kernels.epilogue import Epilogue
+from diffusion_rt.kernels.epilogue import Activation, Epilogue
 from diffusion_rt.kernels.tactic import Encode, Operands
 
 DTYPE: Final = "float16"
 ROWS = 48  # of a result that are checked
 CHANNELS = 8  # of which every width is a multiple: a latent and a picture are padded
 
+
+@dataclass(frozen=True, slots=True)
+class Geglu:
+    """The product [m, k] times [n, k]ᵀ of a feed forward, whose n columns become n / 2."""
+
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flop(self) -> int:
+        """The gate's own operations are not counted."""
+        return 2 * self.m * self.n * self.k
+
+    @property
+    def numbers(self) -> int:
+        """Read and written at least."""
+        return self.m * self.k + self.n * self.k + self.n + self.m * self.n // 2
+
+
 Enqueue = Callable[[], None]
 Prepare = Callable[[Bench, tuple[Array, ...], int], Enqueue]  # inputs, and where the result goes
-Shape = gpu_shapes.Gemm | gpu_shapes.Conv | gpu_shapes.Attention
+Shape = gpu_shapes.Gemm | Geglu | gpu_shapes.Conv | gpu_shapes.Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +108,14 @@ class Way:
 
 def ways(shape: Shape, limits: Limits) -> list[Way]:
     """Every way to run a shape on a chip, the likely fastest first."""
-    if isinstance(shape, gpu_shapes.Gemm):
+    if isinstance(shape, gpu_shapes.Gemm | Geglu):
+        gated = isinstance(shape, Geglu)
         product = gemm.Product(
             dtype=DTYPE,
             rows=shape.m,
             columns=shape.n,
             depth=shape.k,
-            epilogue=Epilogue(bias=True),
+            epilogue=Epilogue(bias=True, activation="geglu" if gated else "none"),
         )
         found: tuple[Any, ...] = (
             *gemm_sm90.tactics(product, limits),
@@ -201,7 +222,7 @@ def checked(shape: Shape) -> Checked:
         values: Array = rng.standard_normal(sizes, np.float32)
         return (values * np.float32(scale)).astype(DTYPE)
 
-    if isinstance(shape, gpu_shapes.Gemm):
+    if isinstance(shape, gpu_shapes.Gemm | Geglu):
         return _checked_product(shape, random)
     if isinstance(shape, gpu_shapes.Conv):
         return _checked_convolution(shape, random)
@@ -214,13 +235,16 @@ def _spread(count: int) -> Array:
     return places
 
 
-def _checked_product(shape: gpu_shapes.Gemm, random: Callable[..., Array]) -> Checked:
+def _checked_product(shape: gpu_shapes.Gemm | Geglu, random: Callable[..., Array]) -> Checked:
     a, weight = random(shape.m, shape.k), random(shape.n, shape.k, scale=shape.k**-0.5)
     bias, rows = random(shape.n), _spread(shape.m)
-    truth = gemm.reference(a[rows], weight, bias=bias)
+    gated = isinstance(shape, Geglu)
+    # Rows of the weight are taken as they lie: for a gate, values and gates are interleaved.
+    activation: Activation = "geglu" if gated else "none"
+    truth = gemm.reference(a[rows], weight, bias=bias, activation=activation)
     return Checked(
         (a, weight, bias),
-        (shape.m, shape.n),
+        (shape.m, shape.n // 2 if gated else shape.n),
         lambda found: found[rows],
         truth,
         truth.astype(DTYPE),  # sums in float32 lose far less than one rounding to float16

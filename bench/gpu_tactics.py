@@ -3,14 +3,14 @@
 Attention, products and convolutions of one step of SDXL at 1024x1024 with guidance, by our kernels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from functools import partial
 
 from diffusion_rt.bench import gpu_shapes
 from diffusion_rt.bench.gpu_bench import Bench
 from diffusion_rt.bench.gpu_case import run
 from diffusion_rt.bench.gpu_kernels import LAUNCHES, MOST_SETS, guarded, pieces_of
-from diffusion_rt.bench.gpu_products import Shape, Way, ways
+from diffusion_rt.bench.gpu_products import Geglu, Shape, Way, ways
 from diffusion_rt.bench.gpu_rows import Sink
 from diffusion_rt.bench.spread import median
 from diffusion_rt.kernels.driver import Limits
@@ -22,9 +22,9 @@ MOST_WAYS = 6  # of one family that are tried, the likely fastest
 TINY: dict[type[Shape], Shape] = {
     gpu_shapes.Attention: gpu_shapes.Attention(1, 2, 9, 17),
     gpu_shapes.Gemm: gpu_shapes.Gemm(65, 80, 64),
+    Geglu: Geglu(65, 160, 64),
     gpu_shapes.Conv: gpu_shapes.Conv(1, 8, 9, 64, 80),
 }
-Choose = Callable[[Sequence[Way]], Sequence[Way]]
 
 
 def attention(sink: Sink) -> None:
@@ -33,8 +33,9 @@ def attention(sink: Sink) -> None:
 
 
 def products(sink: Sink) -> None:
-    """Every product, 1x1 convolutions among them."""
+    """Every product, 1x1 convolutions among them; feed forwards with their gate too."""
     _all(sink, gpu_shapes.Gemm)
+    _all(sink, Geglu)
 
 
 def convolutions(sink: Sink) -> None:
@@ -47,7 +48,9 @@ def _all(sink: Sink, kind: "type[Shape]") -> None:
     tiny = sink.chip.simulated
     bench = Bench(simulated=tiny)
     name = kind.__name__.lower()
-    shapes = [(TINY[kind], 1)] if tiny else list(gpu_shapes.of_kind(_step(), kind))
+    shapes: list[tuple[Shape, int]] = [(TINY[kind], 1)]
+    if not tiny:
+        shapes = list(_gated() if kind is Geglu else _plain(kind))
     total, missing = 0.0, 0
     for number, (shape, count) in enumerate(shapes):
         if sink.late:
@@ -60,6 +63,21 @@ def _all(sink: Sink, kind: "type[Shape]") -> None:
         note = f"{total * 1e3:.2f} ms, the sum of the medians above times their counts"
         sink.say(f"all {name}", "timed", f"one step: {note}")
     bench.close()
+
+
+def _plain(kind: type[Shape]) -> Iterable[tuple[Shape, int]]:
+    found: list[tuple[Shape, int]] = []
+    for shape, count in _step().items():
+        if not isinstance(shape, gpu_shapes.LayerNorm | gpu_shapes.GroupNorm):
+            found += [(shape, count)] if isinstance(shape, kind) else []
+    return sorted(found, key=lambda item: -item[0].flop * item[1])
+
+
+def _gated() -> Iterable[tuple[Geglu, int]]:
+    """The products that widen eightfold are those of feed forwards."""
+    for shape, count in gpu_shapes.of_kind(_step(), gpu_shapes.Gemm):
+        if shape.n == 8 * shape.k:
+            yield Geglu(shape.m, shape.n, shape.k), count
 
 
 def _step() -> gpu_shapes.Shapes:

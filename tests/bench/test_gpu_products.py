@@ -39,7 +39,8 @@ def rows_of(part: Any, folder: Path | None = None) -> list[Row]:
 def test_every_family_is_right_and_timed(part: str, tmp_path: Path) -> None:
     rows = rows_of(getattr(gpu_tactics, part), tmp_path)
     assert {row.outcome for row in rows} == {"right", "untimed"}
-    assert sum(row.outcome == "untimed" for row in rows) == 2, "the fastest, cold and warm"
+    kinds = 2 if part == "products" else 1  # with a gate and without
+    assert sum(row.outcome == "untimed" for row in rows) == 2 * kinds, "cold and warm"
     families = {("sm90" in row.note) for row in rows if row.outcome == "right"}
     assert families >= ({False} if part == "attention" else {False, True})
 
@@ -55,6 +56,7 @@ def test_a_way_that_is_wrong_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpu_products, "checked", other)
     rows = rows_of(gpu_tactics.products)
     assert {row.outcome for row in rows} == {"wrong", "not run"}
+    assert {row.name for row in rows} == {"gemm", "geglu"}
     assert "no way was right" in rows[-1].note
 
 
@@ -91,7 +93,7 @@ def test_what_is_checked_of_attention_is_what_torch_makes_of_all_of_it() -> None
 
 @pytest.mark.parametrize("arch", [80, 90, 120])
 @pytest.mark.parametrize("kind", [Gemm, Conv, Attention])
-def test_every_shape_of_a_step_has_ways_on_every_chip(kind: type[Shape], arch: int) -> None:
+def test_every_shape_of_a_step_has_ways_on_every_chip(kind: Any, arch: int) -> None:
     limits = limits_of(arch)
     for shape, _ in of_kind(step(1024, 1024), kind):
         found = ways(shape, limits)
