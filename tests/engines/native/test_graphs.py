@@ -18,6 +18,7 @@ from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
 from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.engines.safetensors_file import read_table
 from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver import Launch
@@ -158,6 +159,33 @@ def test_a_step_is_captured_and_replayed_after_the_arena_has_moved(model: ModelF
     assert engine.generation != generation
     np.testing.assert_array_equal(captured(), first)
     assert np.isfinite(first.view(np.float32)).all()
+
+
+def test_a_captured_graph_sees_weights_that_are_poured_in(model: ModelFolder) -> None:
+    """As a LoRA does: one tensor of the checkpoint, at its address; without it the bias is left."""
+    gpu = simulated_gpu()
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    engine = graphs.open("unet_timestep")
+    arrays = bind(gpu, engine, 2)
+    stream = gpu.device.stream()
+    engine.enqueue(stream)
+    graph = stream.capture(lambda: engine.enqueue(stream))
+    name = "down_blocks.0.resnets.0.time_emb_proj"
+    table = read_table(model.path / "unet/diffusion_pytorch_model.safetensors").tensors
+    stored = table[f"{name}.weight"]
+
+    def replayed() -> NDArray[np.float32]:
+        graph.replay(stream)
+        return read(gpu, arrays[name]).view(np.float32).reshape(arrays[name].shape)
+
+    before = replayed()
+    weights = graphs.loaded("unet_timestep").weights
+    weights.write(f"{name}.weight", np.zeros(stored.shape, np.float32))
+    bias = replayed()
+    assert np.abs(before - bias).max() > 0.01
+    np.testing.assert_array_equal(bias[0], bias[1])
+    weights.write(f"{name}.bias", np.full(stored.shape[:1], 7, np.float32))
+    np.testing.assert_array_equal(replayed(), 7)
 
 
 class Recorded:
