@@ -1,6 +1,6 @@
 """What a backend is: it loads the graphs of a model folder as engines, and nothing else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,17 +81,17 @@ class Denoiser(Protocol):
         guidance_scale: float,
         guidance_rescale: float,
         start: NDArray[np.float32],
-        noise: NDArray[np.float32],
+        noise: Iterable[NDArray[np.float32]],
         report: Callable[[int, int], None],
     ) -> NDArray[np.float32]:
         """Latents [images, c, h, w] float32 after the last evaluation.
 
         `conditioning` has `context` [rows, tokens, d], `text_embeds` [rows, p] and `time_ids`
         [rows, 6], unconditional first; `start` [images, c, h, w] is S[0] before the first
-        evaluation (the rest of S is zeros), `noise` [draws, images, c, h, w] the fresh noise in the
-        order it is drawn. `report(done, total)` hears of finished evaluations; what it raises ends
-        the loop within four more. Raises BadInput, OutOfMemory, and Fault where the latents stop
-        being finite.
+        evaluation (the rest of S is zeros), `noise` the fresh noise of each evaluation that draws
+        some, [images, c, h, w], asked for as evaluations are enqueued. `report(done, total)` hears
+        of finished evaluations; what it raises ends the loop within four more. Raises BadInput,
+        OutOfMemory, and Fault where the latents stop being finite.
         """
         ...
 

@@ -60,10 +60,9 @@ def denoise_on_device(
 ) -> Array:
     """The same latents as `denoise` makes, to rounding, from a backend's own loop.
 
-    All noise is drawn before the first evaluation, in the order in which `denoise` draws it.
+    Noise is drawn while the device computes, in the order in which `denoise` draws it.
     """
     start = plan.first(draw(noise, latent_shape))[0]
-    fresh = [draw(noise, latent_shape) for step in plan.steps if step.noise]
     return denoiser(
         conditioning={
             "context": conditioning.context,
@@ -79,7 +78,7 @@ def denoise_on_device(
         guidance_scale=guidance.scale,
         guidance_rescale=guidance.rescale,
         start=start,
-        noise=np.stack(fresh) if fresh else np.zeros((0, *start.shape), np.float32),
+        noise=(draw(noise, latent_shape) for step in plan.steps if step.noise),
         report=report,
     )
 

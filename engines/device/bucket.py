@@ -17,7 +17,14 @@ from diffusion_rt.kernels import guided_step, prepare, select_rows
 from diffusion_rt.kernels.catalogue import CATALOGUE
 from diffusion_rt.kernels.driver import part
 from diffusion_rt.kernels.driver.interface import Graph, Span, Stream
-from diffusion_rt.kernels.step_table import CURSOR, MAX_ORDER, STEP, cursor, step_table
+from diffusion_rt.kernels.step_table import (
+    CURSOR,
+    MAX_ORDER,
+    NO_NOISE,
+    STEP,
+    cursor,
+    step_table,
+)
 
 AT_ONCE = 64
 """Evaluations that unet_timestep computes in one run; tables have a multiple of as many rows, so
@@ -107,6 +114,7 @@ class Bucket:
             {
                 "state": ((MAX_ORDER, size.images, *size.latent_shape), "float32"),
                 "partial": ((partial // 4,), "float32"),
+                "noise": ((size.images, *size.latent_shape), "float32"),
                 "cursor": ((CURSOR.itemsize // 8,), "int64"),
             },
         )
@@ -114,6 +122,7 @@ class Bucket:
         self.prompt = inputs | outputs
         self._latent, self._prediction = ends["latent"], ends["prediction"]
         self._state, self._partial, self._cursor = own["state"], own["partial"], own["cursor"]
+        self.noise = own["noise"]  # of the evaluation that is enqueued next
         constant = {name: place for name, place in outputs.items() if name != "added"}
         self._bindings = {**constant, **self._projection, **ends}
 
@@ -123,18 +132,16 @@ class Bucket:
         nbytes = self.size.images * self.size.elements * np.dtype(np.float32).itemsize
         return part(self._state, 0, nbytes), self._cursor
 
-    def reserve(self, evaluations: int, draws: int) -> None:
+    def reserve(self, evaluations: int) -> None:
         """Make the tables large enough; no work on them may be under way."""
-        had = (0, 0)
         if self._tables is not None:
-            had = (self._tables.evaluations, self._tables.draws)
-            if evaluations <= had[0] and draws <= had[1]:
+            if evaluations <= self._tables.evaluations:
                 return
             self._drop_graph()
             self._tables.close()
             self._tables = None
-        rows = (_grown(evaluations, had[0]), _grown(draws, had[1]))
-        self._tables = _Tables(self._gpu, self.size, self.prompt["added"], self._projection, *rows)
+        rows = max(AT_ONCE, 1 << (evaluations - 1).bit_length())
+        self._tables = _Tables(self._gpu, self.size, self.prompt["added"], self._projection, rows)
 
     def fill(
         self,
@@ -142,26 +149,23 @@ class Bucket:
         evaluations: Evaluations,
         guidance: tuple[float, float],
         start: NDArray[np.float32],
-        noise: NDArray[np.float32],
     ) -> Transfers:
         """Empty the state on the stream; what else the request brings is returned, to be sent.
 
-        `guidance` is scale and rescale, `start` [images, c, h, w], `noise` [draws, images, c, h,
-        w].
+        `guidance` is scale and rescale, `start` [images, c, h, w].
         """
         tables = self._reserved()
         steps = step_table(evaluations.c_in, evaluations.weights, evaluations.draws, *guidance)
+        # Noise comes row by row, each to the same place.
+        steps["noise"] = np.where(evaluations.draws, 0, NO_NOISE)
         stream.fill(self._state, 0)
-        transfers: Transfers = [
+        return [
             (self._cursor, cursor(len(steps))),
             (tables.steps, steps),
             (tables.timesteps, np.repeat(evaluations.timesteps, self.size.batch)),
             (tables.rows, tables.entries),
             (self._state, start.astype(np.float32, copy=False)),
         ]
-        if tables.noise is not None:
-            transfers.append((tables.noise, noise.astype(np.float32, copy=False)))
-        return transfers
 
     def projection_runs(self, evaluations: int) -> list[dict[str, DeviceArray]]:
         """What unet_timestep is bound to, run by run, to fill the tables of projections."""
@@ -227,11 +231,10 @@ class Bucket:
             guided_step.statistics_launch(*grid),
             (*at, prediction, partial, *counts),
         )
-        noise = tables.noise.address if tables.noise is not None else 0
         stream.launch(
             kernels["guided_step"],
             guided_step.launch(*grid),
-            (*at, prediction, noise, partial, self._state.address, *counts),
+            (*at, prediction, self.noise.address, partial, self._state.address, *counts),
         )
 
     def _reserved(self) -> "_Tables":
@@ -245,7 +248,7 @@ class Bucket:
 
 
 class _Tables:
-    """What has a row for each evaluation, or for each draw of noise."""
+    """What has a row for each evaluation."""
 
     def __init__(
         self,
@@ -254,9 +257,8 @@ class _Tables:
         added: DeviceArray,
         projection: Mapping[str, DeviceArray],
         evaluations: int,
-        draws: int,
     ) -> None:
-        self.evaluations, self.draws = evaluations, draws
+        self.evaluations = evaluations
         self.longest = max((place.nbytes for place in projection.values()), default=0)
         self._arrays = Arrays(gpu.device)
         rows = evaluations * size.batch
@@ -266,15 +268,12 @@ class _Tables:
             "timesteps": ((rows,), "float32"),
             "added": ((AT_ONCE * size.batch, *added.shape[1:]), added.dtype),
         }
-        if draws:
-            own["noise"] = ((draws, size.images, *size.latent_shape), "float32")
         tables: Layout = {
             name: ((rows, *place.shape[1:]), place.dtype) for name, place in projection.items()
         }
         made, self.projections = self._arrays.make("its tables", own, tables)
         self.steps, self.rows = made["steps"], made["rows"]
         self.timesteps, self.added = made["timesteps"], made["added"]
-        self.noise = made.get("noise")
         self.entries = select_rows.tables(
             [
                 (self.projections[name].address, place.address, place.nbytes)
@@ -284,13 +283,6 @@ class _Tables:
 
     def close(self) -> None:
         self._arrays.close()
-
-
-def _grown(needed: int, had: int) -> int:
-    """Rows to have for `needed`: none, what there was, or the next power of two."""
-    if needed <= had:
-        return had
-    return max(AT_ONCE, 1 << (needed - 1).bit_length())
 
 
 def _rows(table: DeviceArray, first: int, count: int) -> DeviceArray:

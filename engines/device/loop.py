@@ -5,7 +5,7 @@ what they give stays on the device.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.device.bucket import Bucket, Size
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
-from diffusion_rt.engines.device.memory import Pinned
+from diffusion_rt.engines.device.memory import Pinned, Slots
 from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine, DeviceGraphs
 from diffusion_rt.engines.errors import BadInput, OutOfMemory, not_finite
 from diffusion_rt.engines.protocol import Buffers, Evaluations
@@ -59,7 +59,7 @@ class DeviceDenoiser:
         guidance_scale: float,
         guidance_rescale: float,
         start: Array,
-        noise: Array,
+        noise: Iterable[Array],
         report: Report,
     ) -> Array:
         """The latents after the last evaluation; see `engines.protocol.Denoiser`."""
@@ -92,6 +92,7 @@ class _Loop:
         self._stream = device.stream()
         self._passed = [device.event() for _ in range(AHEAD)]
         self._sent, self._fetched = Pinned(device), Pinned(device)
+        self._noise = Slots(device, AHEAD)
         self._buckets: OrderedDict[Size, Bucket] = OrderedDict()
 
     def run(
@@ -101,13 +102,15 @@ class _Loop:
         evaluations: Evaluations,
         guidance: tuple[float, float],
         start: Array,
-        noise: Array,
+        noise: Iterable[Array],
         report: Report,
     ) -> Array:
         count = len(evaluations.timesteps)
         try:
-            bucket = self._bucket(size, count, len(noise))
-            transfers = bucket.fill(self._stream, evaluations, guidance, start, noise)
+            bucket = self._bucket(size, count)
+            if evaluations.draws.any():
+                self._noise.reserve(bucket.noise.nbytes)
+            transfers = bucket.fill(self._stream, evaluations, guidance, start)
             for name in PROMPT:
                 place = bucket.prompt[name]
                 values = np.repeat(conditioning[name], size.images, axis=0)
@@ -118,7 +121,7 @@ class _Loop:
             for buffers in bucket.projection_runs(count):
                 self._timestep.bind(buffers)
                 self._timestep.enqueue(self._stream)
-            self._evaluate(bucket, count, report)
+            self._evaluate(bucket, evaluations.draws, iter(noise), report)
             latents, counter = self._fetched.fetch(self._stream, bucket.result)
         except BaseException:
             with suppress(driver.DeviceError):  # the first error is the one to tell
@@ -129,13 +132,18 @@ class _Loop:
             raise not_finite(bad + 1, count)
         return latents.view(np.float32).reshape(start.shape).copy()
 
-    def _evaluate(self, bucket: Bucket, count: int, report: Report) -> None:
+    def _evaluate(
+        self, bucket: Bucket, draws: NDArray[np.bool_], noise: Iterator[Array], report: Report
+    ) -> None:
         """Enqueue evaluations, at most so many ahead, and tell which are done."""
+        count = len(draws)
         report(0, count)
-        for index in range(count):
+        for index, drawn in enumerate(draws):
             if index >= AHEAD:
                 self._wait(index - AHEAD)
                 report(index - AHEAD + 1, count)
+            if drawn:
+                self._noise.send(self._stream, index, bucket.noise, next(noise))
             bucket.evaluate(self._stream)
             self._stream.record(self._passed[index % AHEAD])
         for index in range(max(count - AHEAD, 0), count):
@@ -145,7 +153,7 @@ class _Loop:
     def _wait(self, index: int) -> None:
         self._passed[index % AHEAD].synchronize()
 
-    def _bucket(self, size: Size, evaluations: int, draws: int) -> Bucket:
+    def _bucket(self, size: Size, evaluations: int) -> Bucket:
         """The memory for a size, made or found, and engines bound to it.
 
         What binds may move scratch memory, so nothing is under way yet.
@@ -156,7 +164,7 @@ class _Loop:
                     self._buckets[size] = self._make(size)
                 bucket = self._buckets[size]
                 self._buckets.move_to_end(size)
-                bucket.reserve(evaluations, draws)
+                bucket.reserve(evaluations)
                 self._prompt.bind(bucket.prompt)
                 self._timestep.bind(bucket.projection_runs(evaluations)[0])
                 break
@@ -198,6 +206,7 @@ class _Loop:
             engine.close()
         self._sent.close()
         self._fetched.close()
+        self._noise.close()
         for event in self._passed:
             event.close()
         self._stream.close()

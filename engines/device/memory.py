@@ -78,7 +78,7 @@ class Pinned:
         Nothing that was sent or fetched before may still be under way.
         """
         transfers = [(place, values) for place, values in transfers if values.nbytes]
-        buffer = self._at_least(sum(_rounded(values.nbytes) for _, values in transfers))
+        buffer = self.reserve(sum(_rounded(values.nbytes) for _, values in transfers))
         offset = 0
         for place, values in transfers:
             raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
@@ -88,7 +88,7 @@ class Pinned:
 
     def fetch(self, stream: Stream, sources: Sequence[Span]) -> list[NDArray[np.uint8]]:
         """Wait for the stream, and return the bytes of each source: views until the next call."""
-        buffer = self._at_least(sum(_rounded(source.nbytes) for source in sources))
+        buffer = self.reserve(sum(_rounded(source.nbytes) for source in sources))
         views, offset = [], 0
         for source in sources:
             stream.copy(Part(buffer.address + offset, source.nbytes), source)
@@ -103,11 +103,34 @@ class Pinned:
             self._buffer.close()
         self._buffer = None
 
-    def _at_least(self, nbytes: int) -> HostBuffer:
+    def reserve(self, nbytes: int) -> HostBuffer:
+        """The memory, of so many bytes at least; taking it anew makes the device wait."""
         if self._buffer is None or self._buffer.nbytes < nbytes:
             self.close()
             self._buffer = self._device.pinned(max(nbytes, ALIGNMENT))
         return self._buffer
+
+
+class Slots:
+    """Pinned memory for copies that are under way together: each turn takes the next slot."""
+
+    def __init__(self, device: Device, count: int) -> None:
+        """`count` slots, empty yet."""
+        self._pinned = [Pinned(device) for _ in range(count)]
+
+    def reserve(self, nbytes: int) -> None:
+        """Let each slot have so many bytes; no copy may be under way."""
+        for pinned in self._pinned:
+            pinned.reserve(nbytes)
+
+    def send(self, stream: Stream, turn: int, place: Span, values: NDArray[Any]) -> None:
+        """Put a copy on the stream; that of `count` turns ago must be done."""
+        self._pinned[turn % len(self._pinned)].send(stream, [(place, values)])
+
+    def close(self) -> None:
+        """Free them."""
+        for pinned in self._pinned:
+            pinned.close()
 
 
 def _rounded(nbytes: int) -> int:
