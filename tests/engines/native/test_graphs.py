@@ -1,5 +1,6 @@
 """Whole graphs of the shipped model as launches on the simulator, against the host's references."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diffusion_rt.engines.device.backend import DeviceBackend
-from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
@@ -25,6 +26,7 @@ from diffusion_rt.kernels.driver import Launch
 from diffusion_rt.kernels.driver.interface import Kernel
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support.device_graphs import HostImages, simulated_gpu
+from support.kernel_bench import DEVICE
 
 SHIPPED = Path(__file__).resolve().parents[3] / "runtime" / "models" / "shapes-xl"
 SIZES = {"height": 4, "width": 6, "tokens": 32}
@@ -82,8 +84,18 @@ def native(model: ModelFolder, gpu: Gpu, precision: Precision = "float32") -> De
     return DeviceBackend(NativeGraphs(model, gpu, precision=precision), gpu)
 
 
+def gpu_of(arch: int) -> Gpu:
+    """A simulated chip, or with DIFFUSION_RT_TEST_DEVICE=cuda the GPU that is there."""
+    if os.environ.get(DEVICE) != "cuda":
+        return simulated_gpu(arch=arch)
+    found = open_gpu()
+    if found.device.arch < arch:
+        pytest.skip(f"skipped: {found.device.name} is sm_{found.device.arch}, not sm_{arch}")
+    return found
+
+
 def test_every_graph_in_float32(model: ModelFolder) -> None:
-    backend, host = native(model, simulated_gpu(arch=80)), HostBackend(model)
+    backend, host = native(model, gpu_of(80)), HostBackend(model)
     for graph in model.manifest.graphs:
         assert error(run(backend, graph), run(host, graph)) < 5e-6, graph
 
@@ -94,7 +106,7 @@ def test_every_graph_in_float32(model: ModelFolder) -> None:
 )
 def test_graphs_in_float16(model: ModelFolder, arch: int, graphs: tuple[str, ...]) -> None:
     """No further from float32 than twice what rounding at the same places gives."""
-    backend = native(model, simulated_gpu(arch=arch), "float16")
+    backend = native(model, gpu_of(arch), "float16")
     host = HostBackend(model, precision="float16")
     for graph in graphs:
         truth = run(HostBackend(model), graph)
@@ -104,7 +116,7 @@ def test_graphs_in_float16(model: ModelFolder, arch: int, graphs: tuple[str, ...
 def test_a_vae_that_overflows_runs_in_bfloat16_until_float32_is_asked(model: ModelFolder) -> None:
     vae = replace(model.manifest.vae, force_upcast=True)
     folder = replace(model, manifest=replace(model.manifest, vae=vae))
-    backend = native(folder, simulated_gpu(arch=80), "float16")
+    backend = native(folder, gpu_of(80), "float16")
     truth = run(HostBackend(model), "vae_decoder")
     found = run(backend, "vae_decoder")
     assert found["image"].dtype == np.float32
