@@ -137,6 +137,7 @@ class Weights:
         self._weights: list[Weight] = []
         self._constants: dict[str, Read] = {}
         self._by_tensor: dict[str, list[tuple[Weight, int]]] = {}
+        self._staging: Slot | None = None
         self.seconds = 0.0
         """What `stream_from` took."""
         end = 0
@@ -149,7 +150,7 @@ class Weights:
                 self._constants[location] = _memory_reader(constants[weight.name])
             self._offsets[weight.name] = end
             self._weights.append(weight)
-            end += -(-weight.size // ALIGNMENT) * ALIGNMENT
+            end += _rounded(weight.size)
         self.nbytes = end
         self._buffer = device.allocate(max(end, ALIGNMENT))
 
@@ -204,9 +205,9 @@ class Weights:
         """Replace one tensor of the checkpoint in place, in every weight that it is part of.
 
         `values` has the tensor's shape, as the checkpoint stores it (float32 or float16): a LoRA
-        gives the sum of the base and its product. Work enqueued on the stream before this call
-        still sees the old values, later work and replays of captured graphs the new ones; waits
-        until the values have been copied. Raises BadInput where the tensor is unknown, of another
+        gives the sum of the base and its product. Copied on the weights' own stream, and waited
+        for: no other stream may be reading them meanwhile; whatever is enqueued or replayed
+        afterwards sees the new values. Raises BadInput where the tensor is unknown, of another
         shape, or not finite in the weight's dtype; the device then keeps what it had.
         """
         found = self._by_tensor.get(name)
@@ -220,26 +221,40 @@ class Weights:
             )
         read = _memory_reader(values)
         given = ExternalTensor(name, str(values.dtype), wanted, GIVEN, 0, values.nbytes)
-        slots: list[Slot] = []
-        try:
-            copies = []
-            for weight, start in found:
-                sources = tuple(given if s.name == name else s for s in weight.sources)
-                for block in blocks(replace(weight, sources=sources)):
-                    if block.source is given:
-                        slots.append(slot := Slot(self._device, block.nbytes))
-                        slot.fill_block(weight, block, slot.bytes, read)
-                        copies.append((start + block.offset, slot))
-            for offset, slot in copies:
-                self._stream.copy(part(self._buffer, offset, slot.buffer.nbytes), slot.buffer)
-        finally:
-            self._stream.synchronize()
-            for slot in slots:
-                slot.close()
+        parts = [
+            (replaced, block, start + block.offset)
+            for replaced, start in (
+                (replace(w, sources=tuple(given if s.name == name else s for s in w.sources)), at)
+                for w, at in found
+            )
+            for block in blocks(replaced)
+            if block.source is given
+        ]
+        slot = self._staging_of(sum(_rounded(block.nbytes) for _, block, _ in parts))
+        copies, end = [], 0
+        for weight, block, offset in parts:  # all of them, before one is copied
+            slot.fill_block(weight, block, slot.bytes[end : end + block.nbytes], read)
+            copies.append((offset, part(slot.buffer, end, block.nbytes)))
+            end += _rounded(block.nbytes)
+        for offset, staged in copies:
+            self._stream.copy(part(self._buffer, offset, staged.nbytes), staged)
+        self._stream.synchronize()
 
     def close(self) -> None:
         """Give the memory back; nothing enqueued may still use it."""
+        if self._staging is not None:
+            self._staging.close()
+        self._staging = None
         self._buffer.close()
+
+    def _staging_of(self, nbytes: int) -> Slot:
+        """Pinned memory for `write`, kept for the next."""
+        if self._staging is None or self._staging.buffer.nbytes < nbytes:
+            if self._staging is not None:
+                self._staging.close()
+            self._staging = None
+            self._staging = Slot(self._device, nbytes)
+        return self._staging
 
     def _batches(self, most: int) -> Iterator[Batch]:
         batch = Batch(0)
@@ -264,6 +279,10 @@ class Weights:
         self._stream.record(slot.copied)
         if progress is not None:
             progress(sum(task.block.nbytes for task in batch.tasks))
+
+
+def _rounded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _place_in_file(weight: Weight) -> tuple[str, int]:
