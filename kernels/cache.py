@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffusion_rt.kernels.catalogue import ARCHS, SOURCES, Variant
-from diffusion_rt.kernels.compile import OPTIONS, Compiler, find_compiler
+from diffusion_rt.kernels.compile import OPTIONS, PTX_VERSION, Compiler, find_compiler
 
 _LOG = logging.getLogger(__name__)
 _MAGIC = b"diffusion-rt kernel 1\n"
@@ -65,6 +65,8 @@ class ImageCache:
         digest = hashlib.sha256(_MAGIC)
         sources = [*sorted(SOURCES.glob("*.h")), SOURCES / variant.source]
         parts = [kind, variant.kernel, *OPTIONS, *(f"{n}={v}" for n, v in variant.constants)]
+        if kind == "ptx":
+            digest.update(PTX_VERSION)
         for part in [*(p.encode() for p in parts), *(path.read_bytes() for path in sources)]:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)

@@ -1,6 +1,7 @@
 """From a catalogue row to an image: a cubin for a chip, PTX for chips to come, or host code."""
 
 import importlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +13,12 @@ from diffusion_rt.kernels.variant import SOURCES, Variant
 
 PTX_ARCH = 80
 """PTX is written for the oldest chip of all, so that every newer one can take it."""
+
+PTX_VERSION = b"8.0"
+"""Of the language, as the text declares it: CUDA 12.0's, and all that our kernels use is older.
+
+A compiler declares its own version, and a driver older than that compiler refuses the text.
+"""
 
 OPTIONS = ("-std=c++17",)
 _INCLUDE = f"-I{SOURCES}"
@@ -61,7 +68,8 @@ class Nvrtc:
 
     def ptx(self, variant: Variant) -> bytes:
         _require_chip(variant, None)
-        return self._image(variant, f"compute_{PTX_ARCH}", "PTX").rstrip(b"\0")
+        text = self._image(variant, f"compute_{PTX_ARCH}", "PTX").rstrip(b"\0")
+        return _for_older_drivers(text)
 
     def _image(self, variant: Variant, target: str, kind: str) -> bytes:
         api = self._api
@@ -130,7 +138,7 @@ class Nvcc:
                 source = str(SOURCES / variant.source)
                 command = [self._nvcc, "-ptx", *options, "-O3", _INCLUDE, source, "-o", str(image)]
                 _run(command, f"{variant.name} to PTX")
-                self._made[variant.name] = image.read_bytes()
+                self._made[variant.name] = _for_older_drivers(image.read_bytes())
         return self._made[variant.name]
 
 
@@ -170,6 +178,10 @@ def _require_chip(variant: Variant, arch: int | None) -> None:
         these = ", ".join(variant.target(chip) for chip in variant.archs)
         other = "newer chips" if arch is None else f"sm_{arch}"
         raise CompileError(f"{variant.name} is for {these} alone, not for {other}")
+
+
+def _for_older_drivers(ptx: bytes) -> bytes:
+    return re.sub(rb"(?m)^\.version [0-9.]+", b".version " + PTX_VERSION, ptx, count=1)
 
 
 def _definitions(variant: Variant) -> list[str]:

@@ -13,6 +13,7 @@ from diffusion_rt.kernels.catalogue import ARCHS, CATALOGUE, SOURCES, Variant
 from diffusion_rt.kernels.compile import CompileError, Compiler, Nvcc, find_compiler
 from diffusion_rt.kernels.cubin import Facts, facts
 from diffusion_rt.kernels.driver import Parameter, limits_of
+from support.assembler import assemble
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SYSTEM_SHARED_BYTES = 1024  # of each block from sm_90 on, counted into the section's size
@@ -91,11 +92,14 @@ def test_every_variant_has_ptx_for_chips_to_come(compiler: Compiler) -> None:
         text = compiler.ptx(variant).decode()
         assert re.search(rf"\.visible \.entry {variant.kernel}\(", text)
         assert ".target sm_80" in text
+        assert "\n.version 8.0\n" in text
         assert ".local" not in text
         # What the launch hands over is all there is: no hidden parameters.
         assert text.count(".param .") == len(variant.parameters)
         for instruction in variant.instructions:
             assert instruction in text, f"{variant.name} has no {instruction}"
+        if EVERY_CHIP in os.environ:
+            assemble(text.encode(), max(ARCHS))
 
 
 def test_the_toolkits_compiler_makes_the_same_interface() -> None:
@@ -178,7 +182,7 @@ def test_a_kernel_of_one_chip_is_made_for_no_other(compiler: Compiler) -> None:
 
 
 def test_a_kernel_that_may_start_early_waits_for_the_one_ahead() -> None:
-    """In its source or a header of its own; nothing is done before but reading weights."""
+    """In its source or a header of its own."""
     for variant in CATALOGUE.values():
         text = (SOURCES / variant.source).read_text()
         headers = re.findall(r'#include "(\w+\.h)"', text)
