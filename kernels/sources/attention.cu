@@ -13,6 +13,8 @@ extern "C" __global__ void __launch_bounds__(Block::kThreads, BLOCKS)
               int k_batch, int k_token, int k_head, int v_batch, int v_token, int v_head,
               int out_batch, int out_token, int out_head, float scale) {
     alignas(16) __shared__ unsigned char shared[Block::kSharedBytes];
+    release_successor();
+    wait_for_predecessor();
     Block::run(shared, {q + head_offset(q_batch, q_head), q_token, queries},
                {k + head_offset(k_batch, k_head), k_token, keys},
                {v + head_offset(v_batch, v_head), v_token, keys},

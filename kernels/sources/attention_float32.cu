@@ -51,6 +51,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
               int out_token, int out_head, float scale) {
     alignas(16) __shared__ float staged[kStagedFloats];
     alignas(16) __shared__ float weights[ROWS * kWeightStride];
+    release_successor();
+    wait_for_predecessor();
     q += head_offset(q_batch, q_head);
     k += head_offset(k_batch, k_head);
     v += head_offset(v_batch, v_head);

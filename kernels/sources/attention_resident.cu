@@ -17,6 +17,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
               int k_batch, int k_token, int k_head, int v_batch, int v_token, int v_head,
               int out_batch, int out_token, int out_head, float scale) {
     DYNAMIC_SHARED(shared);
+    release_successor();
+    wait_for_predecessor();
     const Rows<ELEMENT> query_rows = {q + head_offset(q_batch, q_head), q_token, queries};
     const Rows<ELEMENT> key_rows = {k + head_offset(k_batch, k_head), k_token, keys};
     const Rows<ELEMENT> value_rows = {v + head_offset(v_batch, v_head), v_token, keys};

@@ -67,6 +67,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
               int k_batch, int k_token, int k_head, int v_batch, int v_token, int v_head,
               int out_batch, int out_token, int out_head, float scale) {
     DYNAMIC_SHARED(shared);
+    release_successor();
+    wait_for_predecessor();
     const SharedAddress base = shared_address(shared);
     const int lane = threadIdx.x % 32;
     const int quarter = threadIdx.x / 32 % kQuarters;
