@@ -32,7 +32,7 @@ def compiled_for(variant: Variant) -> tuple[int, ...]:
     if EVERY_CHIP in os.environ:
         return variant.archs
     number = zlib.crc32(variant.name.encode())
-    always = ALWAYS
+    always: tuple[int, ...] = ALWAYS
     if variant.name.endswith(".bfloat16") and variant.archs == ARCHS:
         always = ALWAYS[number % 3 :][:1]
     drawn = number % (3 * len(OTHERS))
