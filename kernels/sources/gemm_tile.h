@@ -230,6 +230,8 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
                                               const Epilogue& with, float* partial,
                                               unsigned* arrived, int rows, int columns, int depth,
                                               int split_depth) {
+    release_successor();
+    wait_for_predecessor();
     DYNAMIC_SHARED(memory);
     const SharedAddress ring = shared_address(memory);
 
@@ -250,27 +252,24 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
     const ELEMENT* w = weight + (long long)(first_column + own_row) * depth + first_k;
     source.begin(first_row + own_row, first_k);
 
-    const auto copy_rows = [&](int block) {
-        if (block >= blocks) return;
-        const SharedAddress stage = ring + block % STAGES * kStageBytes;
-        const bool inside = first_k + block * kDepth < end;
+    const auto copy = [&](int block) {
+        if (block < blocks) {
+            const SharedAddress stage = ring + block % STAGES * kStageBytes;
+            const bool inside = first_k + block * kDepth < end;
 #pragma unroll
-        for (int i = 0; i < kLoadsOfA; i++)
-            source.copy(stage + place(own_row + i * kRowsAtOnce, own_chunk), i, inside);
-        source.next();
-    };
-    const auto copy_weight = [&](int block) {
-        if (block >= blocks) return;
-        const SharedAddress stage = ring + block % STAGES * kStageBytes;
-        const bool inside = first_k + block * kDepth < end;
+            for (int i = 0; i < kLoadsOfA; i++)
+                source.copy(stage + place(own_row + i * kRowsAtOnce, own_chunk), i, inside);
+            source.next();
 #pragma unroll
-        for (int i = 0; i < kLoadsOfW; i++) {
-            const int row = own_row + i * kRowsAtOnce;
-            if (TILE_COLUMNS % kRowsAtOnce == 0 || row < TILE_COLUMNS)
-                copy_async(stage + place(TILE_ROWS + row, own_chunk),
-                           w + (long long)(i * kRowsAtOnce) * depth + block * kDepth,
-                           first_column + row < columns && inside);
+            for (int i = 0; i < kLoadsOfW; i++) {
+                const int row = own_row + i * kRowsAtOnce;
+                if (TILE_COLUMNS % kRowsAtOnce == 0 || row < TILE_COLUMNS)
+                    copy_async(stage + place(TILE_ROWS + row, own_chunk),
+                               w + (long long)(i * kRowsAtOnce) * depth + block * kDepth,
+                               first_column + row < columns && inside);
+            }
         }
+        commit_copies();
     };
 
     const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
@@ -283,14 +282,7 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
         wait_copies<STAGES - 2>();
         __syncthreads();
     };
-    // The weight is written by no kernel of a plan: it comes while the kernel ahead still runs.
-    release_successor();
-    for (int stage = 0; stage < STAGES - 1; stage++) copy_weight(stage);
-    wait_for_predecessor();
-    for (int stage = 0; stage < STAGES - 1; stage++) {
-        copy_rows(stage);
-        commit_copies();
-    }
+    for (int stage = 0; stage < STAGES - 1; stage++) copy(stage);
     wait();
     sums.begin(ring + own_a, ring + own_w);
     for (int block = 0; block < blocks; block++) {
@@ -299,12 +291,7 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
         // What is copied goes where the block before this one was, which all have left.
         sums.multiply(
             stage + own_a, stage + own_w, next + own_a, next + own_w,
-            [&] {
-                copy_rows(block + STAGES - 1);
-                copy_weight(block + STAGES - 1);
-                commit_copies();
-            },
-            wait);
+            [&] { copy(block + STAGES - 1); }, wait);
     }
     // The last wait came after all that is read of the ring, and no copy is under way.
 

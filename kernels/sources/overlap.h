@@ -1,6 +1,6 @@
 // Programmatic dependent launch (sm_90 and newer): where the launch allows it, a kernel starts while
-// the one ahead of it in the stream still runs. Every thread waits before it touches what other
-// kernels write, and before its end, so that what comes after it may rely on all that came before.
+// the one ahead of it in the stream still runs. Every thread waits before its first access to global
+// memory, weights too, so that what comes after a kernel may rely on all that came before it.
 // On older chips, in PTX for them, and in an ordinary launch both do nothing.
 #pragma once
 
