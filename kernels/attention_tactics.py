@@ -1,5 +1,6 @@
 """The ways to run an attention: a variant of a kernel, what it takes, how it is launched."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -248,8 +249,8 @@ def tactics(attention: Attention, limits: Limits) -> tuple[Tactic, ...]:
     """All that run an attention on a chip, the likely fastest first; raises Misuse for none.
 
     The smallest head that fits; few keys in shared memory; sm_90's own; else the most queries a
-    block, for they share what is read of keys and values, as long as two blocks come on each
-    multiprocessor.
+    block, for they share what is read of keys and values, as long as each multiprocessor gets
+    eight warps.
     """
     found = [tactic for tactic in TACTICS if tactic.takes(attention, limits)]
     if not found:
@@ -260,9 +261,10 @@ def tactics(attention: Attention, limits: Limits) -> tuple[Tactic, ...]:
         )
 
     def rank(tactic: Tactic) -> tuple[int, bool, bool, bool, int]:
-        x, y, z = tactic.launch(attention).grid
-        idle = x * y * z < 2 * limits.multiprocessors
-        rows = -(-attention.queries // x)
+        launch = tactic.launch(attention)
+        warps = math.prod(launch.grid) * launch.block[0] // 32
+        idle = warps < 8 * limits.multiprocessors
+        rows = -(-attention.queries // launch.grid[0])
         kind = not isinstance(tactic, Resident), not isinstance(tactic, Sm90Attention)
         return tactic.head, *kind, idle, rows if idle else -rows
 
