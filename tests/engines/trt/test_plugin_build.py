@@ -20,7 +20,7 @@ from diffusion_rt.kernels import attention_plugin
 from diffusion_rt.runtime.pipeline import SHIPPED, Pipeline
 from diffusion_rt.runtime.request import Request
 from support.simulated_tensorrt import plugin as simulated_plugin
-from support.tensorrt_bench import COVERAGE
+from support.tensorrt_bench import COVERAGE, Kind
 
 SMALL = replace(COVERAGE, buckets=COVERAGE.buckets[:1])
 STEP = ("unet_step",)
@@ -55,7 +55,14 @@ def drawn(model: ModelFolder, gpu: Gpu) -> NDArray[Any]:
         return np.stack([np.asarray(image) for image in pipeline.generate(request).images])
 
 
-def test_pictures_with_and_without_it_are_the_same(folder: ModelFolder, gpu: Gpu) -> None:
+# Levels of 255 that pixels may differ by. Both compute in float16, rounded at other places; no GPU
+# has run this yet, and the bound for a real one is a guess.
+CLOSE = {"simulated": 1, "real": 12}
+
+
+def test_pictures_with_and_without_it_are_the_same(
+    folder: ModelFolder, gpu: Gpu, kind: Kind
+) -> None:
     build(folder, SMALL, PLAIN, device=gpu.device, made_by="tests")
     without = drawn(folder, gpu)
     summary = build(folder, SMALL, PLUGIN, device=gpu.device, made_by="tests", graphs=STEP)
@@ -66,7 +73,7 @@ def test_pictures_with_and_without_it_are_the_same(folder: ModelFolder, gpu: Gpu
     assert header.key.plugin == attention_plugin.sha256()
     found = drawn(folder, gpu)
     assert without.std() > 10, "a flat picture proves nothing"
-    assert np.abs(found.astype(int) - without).max() <= 1
+    assert np.abs(found.astype(int) - without).max() <= CLOSE[kind]
     again = build(folder, SMALL, PLUGIN, device=gpu.device, made_by="tests", graphs=STEP)
     assert all(each.kept for each in again.built)
 
