@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.protocol import Engine
+from diffusion_rt.runtime.prompt import Chunk
 from diffusion_rt.runtime.request import Request
 from diffusion_rt.runtime.text_encoder import TextEncoder
 
@@ -42,18 +43,24 @@ class Conditioner:
             )
         self._encoders = [TextEncoder(record, folder.path, load) for record in records]
 
+    def tokens(self, request: Request, *, guided: bool) -> int:
+        """How many tokens the context of a request will have; runs no engine.
+
+        Raises BadInput as the conditioning itself does.
+        """
+        cut = self._cut(self._prompts(request, guided=guided), request.emphasis)
+        longest = max(len(chunks) for of_encoder in cut for chunks in of_encoder)
+        return longest * self._encoders[0].record.max_length
+
     def __call__(self, request: Request, *, guided: bool) -> Conditioning:
         """The conditioning of one request, of two rows where it is `guided`, else of one.
 
         Raises BadInput where a prompt cannot be read or is too long, where `clip_skip` leaves no
         layer, and where a negative setting would have no effect.
         """
-        prompts = [self._positive(request)]
-        negative = self._negative(request)
-        if guided and negative:
-            prompts.insert(0, negative)
+        prompts = self._prompts(request, guided=guided)
         contexts, pooled = self._encode(prompts, request.emphasis)
-        if guided and not negative:  # diffusers' force_zeros_for_empty_prompt
+        if guided and len(prompts) == 1:  # diffusers' force_zeros_for_empty_prompt
             contexts.insert(0, np.zeros_like(contexts[0]))
             pooled.insert(0, np.zeros_like(pooled[0]))
         time_ids = self._time_ids(request)
@@ -62,6 +69,14 @@ class Conditioner:
             text_embeds=np.stack(pooled),
             time_ids=time_ids if guided else time_ids[1:],
         )
+
+    def _prompts(self, request: Request, *, guided: bool) -> list["_Prompt"]:
+        """What is encoded: the negative prompt, where there is one and it counts, comes first."""
+        prompts = [self._positive(request)]
+        negative = self._negative(request)
+        if guided and negative:
+            prompts.insert(0, negative)
+        return prompts
 
     def _positive(self, request: Request) -> "_Prompt":
         second = ("prompt_2", request.prompt_2) if request.prompt_2 else ("prompt", request.prompt)
@@ -93,14 +108,7 @@ class Conditioner:
 
         All are as long as the longest: the others end in empty chunks.
         """
-        weighted = emphasis != "none"
-        cut = [
-            [
-                encoder.chunks(text, weighted=weighted, name=name)
-                for name, text in (prompt.texts[place] for prompt in prompts)
-            ]
-            for place, encoder in enumerate(self._encoders)
-        ]
+        cut = self._cut(prompts, emphasis)
         count = max(len(chunks) for of_encoder in cut for chunks in of_encoder)
         contexts: list[list[Array]] = [[] for _ in prompts]
         pooled: list[Array] = []
@@ -116,6 +124,17 @@ class Conditioner:
                 ]
             pooled = [states[chunks[0]].pooled for chunks in filled]
         return [np.concatenate(context, axis=-1) for context in contexts], pooled
+
+    def _cut(self, prompts: Sequence["_Prompt"], emphasis: str) -> list[list[list[Chunk]]]:
+        """For each encoder the chunks of each prompt."""
+        weighted = emphasis != "none"
+        return [
+            [
+                encoder.chunks(text, weighted=weighted, name=name)
+                for name, text in (prompt.texts[place] for prompt in prompts)
+            ]
+            for place, encoder in enumerate(self._encoders)
+        ]
 
     def _time_ids(self, request: Request) -> Array:
         """The sizes [2, 6] that the negative and the positive row are told."""

@@ -221,6 +221,7 @@ class Pipeline:
     def _generate(self, job: Job, progress: Progress) -> Result:
         watch = Stopwatch()
         with watch("text"):
+            self._check_size(job)
             progress("text", 0, 1)
             conditioning = self._condition(job)
             progress("text", 1, 1)
@@ -242,13 +243,22 @@ class Pipeline:
             seconds=watch.seconds,
         )
 
+    def _check_size(self, job: Job) -> None:
+        """Raise BadInput for a size that no engine is built for, before anything is loaded."""
+        if self._denoiser is not None:
+            tokens = self._texts().tokens(job.request, guided=job.guidance.rows == 2)
+            self._most_images(job, tokens, len(job.seeds))
+
+    def _texts(self) -> Conditioner:
+        if self._conditioner is None:
+            self._conditioner = Conditioner(self.folder, self._engine)
+        return self._conditioner
+
     def _condition(self, job: Job) -> Conditioning:
         self._holding.add("text")
         while True:
-            if self._conditioner is None:
-                self._conditioner = Conditioner(self.folder, self._engine)
             try:
-                return self._conditioner(job.request, guided=job.guidance.rows == 2)
+                return self._texts()(job.request, guided=job.guidance.rows == 2)
             except OutOfMemory:
                 if not self._make_room("text"):
                     raise
@@ -263,7 +273,8 @@ class Pipeline:
         seeds, size = job.seeds, job.room.group
         done: list[Latents] = []
         while seeds:
-            size = min(size, self._most_images(job, conditioning, len(seeds)))
+            tokens = conditioning.context.shape[1]
+            size = min(size, self._most_images(job, tokens, len(seeds)))
             groups = len(done) + -(-len(seeds) // size)
 
             def report(evaluation: int, evaluations: int, groups: int = groups) -> None:
@@ -282,13 +293,13 @@ class Pipeline:
             seeds = seeds[size:]
         return np.concatenate(done)
 
-    def _most_images(self, job: Job, conditioning: Conditioning, images: int) -> int:
+    def _most_images(self, job: Job, tokens: int, images: int) -> int:
         """How many of the images left the engine denoises together."""
         if self._denoiser is None:
             return images
-        rows, tokens, _ = conditioning.context.shape
-        shape = job.room.latent_shape
-        return self._denoiser.most_images(shape, rows=rows, tokens=tokens, images=images)
+        return self._denoiser.most_images(
+            job.room.latent_shape, rows=job.guidance.rows, tokens=tokens, images=images
+        )
 
     def _denoise_group(
         self,

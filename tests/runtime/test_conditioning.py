@@ -179,6 +179,20 @@ def test_long_prompts_are_encoded_chunk_by_chunk(model: Model) -> None:
     np.testing.assert_allclose(ours.context[1], expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("text", ["", "a star", "a star " * 40, "a star " * 90])
+@pytest.mark.parametrize("negative", [None, "", "dull " * 100])
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_length_of_the_context_is_known_before_any_engine_runs(
+    text: str, negative: str | None, guided: bool, model: Model
+) -> None:
+    request = Request(prompt=text, negative_prompt=negative)
+    for engine in model.engines.values():
+        engine.batches.clear()
+    tokens = model.conditioner.tokens(request, guided=guided)
+    assert not any(engine.batches for engine in model.engines.values())
+    assert tokens == model.conditioner(request, guided=guided).context.shape[1]
+
+
 def test_each_chunk_is_encoded_once_and_in_small_groups(model: Model) -> None:
     for engine in model.engines.values():
         engine.batches.clear()

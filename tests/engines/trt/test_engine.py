@@ -198,6 +198,10 @@ def test_sizes_outside_the_profiles(pipelines: tuple[Pipeline, Pipeline]) -> Non
         said = str(caught.value)
         assert all(word in said for word in words), said
         assert f"diffusion-rt build {folder} --engine trt --" in said
+    with Pipeline(device.folder, device.backend) as fresh:
+        with pytest.raises(BadInput, match="the nearest of these"):
+            drawn(fresh, width=136)
+        assert not fresh._engines, "a text encoder was loaded first"
 
 
 def test_engines_that_want_more_pictures_at_once(
