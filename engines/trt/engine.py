@@ -68,10 +68,10 @@ class TrtEngine:
             raise self._outside(sizes)
         self._messages.forget()
         self._bound = False
+        handle = self._stream.handle  # asked first: it makes the device's context this thread's
         context = self._context or self._make(self._loaded.engine)
         self._context = context
         if context.active_optimization_profile not in fitting:
-            handle = self._stream.handle
             self._expect(context.set_optimization_profile_async(fitting[0], handle), "a profile")
             self._stream.synchronize()
         for name in self.inputs:

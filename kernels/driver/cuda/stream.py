@@ -65,7 +65,7 @@ class CudaStream(Resource):
 
     @property
     def handle(self) -> int:
-        self.require_open()
+        self._enter()  # Libraries that are given it work in the calling thread's context.
         return int(self._stream)
 
     def copy(self, destination: Span, source: Span) -> None:
