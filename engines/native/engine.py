@@ -7,11 +7,10 @@ from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Addresses, Program
-from diffusion_rt.engines.native.ways import Call
+from diffusion_rt.engines.native.ways import Call, Enqueue, LibraryCall
 from diffusion_rt.engines.spec import TensorSpec
-from diffusion_rt.kernels.driver import Launch, OutOfMemory
-from diffusion_rt.kernels.driver.arguments import Value
-from diffusion_rt.kernels.driver.interface import Kernel, Stream
+from diffusion_rt.kernels.driver import OutOfMemory
+from diffusion_rt.kernels.driver.interface import Stream
 
 Signature = Mapping[str, TensorSpec]
 
@@ -39,8 +38,8 @@ class Loaded(Protocol):
         """Where a weight lies."""
         ...
 
-    def ready(self, call: Call) -> tuple[Kernel, Launch, tuple[Value, ...]]:
-        """A launch with its kernel loaded."""
+    def ready(self, call: Call | LibraryCall) -> Enqueue:
+        """A call with its kernel loaded."""
         ...
 
     def left_by(self, engine: "NativeEngine") -> None:
@@ -56,7 +55,7 @@ class NativeEngine:
         self._loaded = loaded
         self._program: Program | None = None
         self._bound: Mapping[str, int] = {}
-        self._calls: list[tuple[Kernel, Launch, tuple[Value, ...]]] = []
+        self._calls: list[Enqueue] = []
         self._resolved = -1  # the arena's generation that `_calls` are for
         self._stream: Stream | None = None
         self._closed = False
@@ -106,8 +105,8 @@ class NativeEngine:
         if self._resolved != self.generation:
             self._resolve()
         self._stream = stream
-        for kernel, launch, arguments in self._calls:
-            stream.launch(kernel, launch, arguments)
+        for call in self._calls:
+            call(stream)
 
     def wait(self) -> None:
         """Until nothing of this engine is under way."""

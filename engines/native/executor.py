@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from diffusion_rt.engines.native.launches import ways
 from diffusion_rt.engines.native.plan import ALIGNMENT, ITEM, Plan, View
-from diffusion_rt.engines.native.ways import Call, Chip, Way, Ways
+from diffusion_rt.engines.native.ways import Call, Chip, LibraryCall, Way, Ways
 
 Choose = Callable[[Ways], Way]
 
@@ -70,6 +70,6 @@ class Program:
         }
         return Addresses(bases, weight, arena + self._scratch, counters)
 
-    def calls(self, places: Addresses) -> list[Call]:
+    def calls(self, places: Addresses) -> list[Call | LibraryCall]:
         """All launches in order."""
         return [call for way in self.ways for call in way.calls(places)]

@@ -15,12 +15,9 @@ from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic, Weight
 from diffusion_rt.engines.native.precision import arithmetic
-from diffusion_rt.engines.native.ways import Call, Chip
+from diffusion_rt.engines.native.ways import Call, Chip, Enqueue, LibraryCall, launching
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
-from diffusion_rt.kernels.driver import Launch
-from diffusion_rt.kernels.driver.arguments import Value
-from diffusion_rt.kernels.driver.interface import Kernel
 
 OLDEST = 80  # sm_80: the first chip that copies past registers and multiplies bfloat16
 PROGRAMS = 16  # sizes of one graph whose plans are kept
@@ -106,12 +103,14 @@ class NativeGraphs:
             weights.close()
             raise
 
-    def ready(self, call: Call) -> tuple[Kernel, Launch, tuple[Value, ...]]:
-        """A launch with its kernel loaded."""
+    def ready(self, call: Call | LibraryCall) -> Enqueue:
+        """A call with its kernel loaded."""
+        if isinstance(call, LibraryCall):
+            return call.enqueue
         kernel, launch = self.gpu.kernel(call.variant), call.launch
         if self._overlap and self.gpu.may_overlap(call.variant):
             launch = replace(launch, overlap=True)
-        return kernel, launch, call.arguments
+        return launching(kernel, launch, call.arguments)
 
     def left_by(self, engine: NativeEngine) -> None:
         """Give back what only the closed engine needed: weights, and what the arena has too much.
@@ -238,8 +237,8 @@ class LoadedGraph:
         """Where a weight lies."""
         return self.weights.address(weight)
 
-    def ready(self, call: Call) -> tuple[Kernel, Launch, tuple[Value, ...]]:
-        """A launch with its kernel loaded."""
+    def ready(self, call: Call | LibraryCall) -> Enqueue:
+        """A call with its kernel loaded."""
         return self._graphs.ready(call)
 
     def left_by(self, engine: NativeEngine) -> None:

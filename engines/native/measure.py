@@ -6,19 +6,18 @@ repeat has filled.
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 from statistics import median
 
 from diffusion_rt.engines.native.executor import Addresses, Program
 from diffusion_rt.engines.native.tactics import Tactics
-from diffusion_rt.engines.native.ways import Way, Ways
-from diffusion_rt.kernels.catalogue import Variant
+from diffusion_rt.engines.native.ways import Enqueue, LibraryFailed, Load, Way, Ways, enqueued
 from diffusion_rt.kernels.driver import Device
-from diffusion_rt.kernels.driver.interface import Kernel, Stream
+from diffusion_rt.kernels.driver.interface import Stream
 
 REPEATS = 5
 MOST_TOGETHER = 24  # operations in one graph
 
-Load = Callable[[Variant], Kernel]
 Progress = Callable[[int, int], None]  # (done, total), in sizes
 
 
@@ -34,8 +33,8 @@ def measure(
 ) -> int:
     """Note the fastest way for every size that is not known yet; how many those were.
 
-    `places` are those of an arena with `program.most`; activations may hold any numbers. Raises
-    DeviceError where a kernel fails.
+    `places` are those of an arena with `program.most`; activations may hold any numbers. A way of a
+    library that fails is not taken. Raises DeviceError where a kernel fails.
     """
     groups: dict[str, list[Ways]] = {}
     for found in program.options:
@@ -44,10 +43,12 @@ def measure(
     for number, members in enumerate(groups.values()):
         if progress is not None:
             progress(number, len(groups))
-        together = members[:MOST_TOGETHER]
+        names = [way.name for way in members[0].ways]
+        alike = [found for found in members if [way.name for way in found.ways] == names]
+        alike = alike[:MOST_TOGETHER]
         times = [
-            _microseconds([found.ways[place] for found in together], places, device, stream, kernel)
-            for place in range(len(members[0].ways))
+            _microseconds([found.ways[place] for found in alike], places, device, stream, kernel)
+            for place in range(len(names))
         ]
         fastest = min(range(len(times)), key=times.__getitem__)
         tactics.put(members[0], members[0].ways[fastest], times[fastest])
@@ -59,16 +60,19 @@ def measure(
 def _microseconds(
     ways: Sequence[Way], places: Addresses, device: Device, stream: Stream, kernel: Load
 ) -> float:
-    """Of one operation: the median of some replays, after one that warms up."""
-    calls = [
-        (kernel(call.variant), call.launch, call.arguments)
-        for way in ways
-        for call in way.calls(places)
-    ]
+    """Of one operation: the median of some replays, after one that warms up; inf where it fails."""
+    try:
+        calls = [enqueued(call, kernel) for way in ways for call in way.calls(places)]
+        return _median(calls, device, stream) / len(ways)
+    except LibraryFailed:
+        stream.synchronize()  # What was put on the stream before it failed.
+        return inf
 
+
+def _median(calls: Sequence[Enqueue], device: Device, stream: Stream) -> float:
     def enqueue() -> None:
         for call in calls:
-            stream.launch(*call)
+            call(stream)
 
     enqueue()
     times = []
@@ -83,4 +87,4 @@ def _microseconds(
             stream.record(end)
             end.synchronize()
             times.append(1000 * end.elapsed_ms(start))
-    return median(times) / len(ways)
+    return median(times)

@@ -127,7 +127,12 @@ def _of_tactics(
 
     if not tactics:
         raise Misuse(f"no tactic for {sizes}")
-    return Ways(repr(sizes), tuple(way(tactic) for tactic in tactics))
+    own = (way(tactic) for tactic in tactics)
+    return Ways(repr(sizes), (*own, *_of_libraries(sizes, operation, chip)))
+
+
+def _of_libraries(sizes: object, operation: p.Operation, chip: Chip) -> tuple[Way, ...]:
+    return tuple(way for library in chip.libraries for way in library.ways(operation, sizes))
 
 
 def attend(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
@@ -161,8 +166,8 @@ def attend(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
 
         return Way(name=tactic.variant.name, variants=(tactic.variant,), calls=calls)
 
-    tactics = attention_tactics.tactics(sizes, chip.limits)
-    return Ways(repr(sizes), tuple(way(tactic) for tactic in tactics))
+    own = (way(tactic) for tactic in attention_tactics.tactics(sizes, chip.limits))
+    return Ways(repr(sizes), (*own, *_of_libraries(sizes, operation, chip)))
 
 
 def _flags(epilogue: p.Epilogue) -> Epilogue:

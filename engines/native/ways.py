@@ -1,18 +1,20 @@
 """A way to run an operation of a plan: kernels, grids and arguments.
 
 What can be said from sizes alone stands in a `Way`; its `calls` puts in the addresses, again
-whenever memory has moved.
+whenever memory has moved. Most are kernels of our own; a library may have some beside them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from operator import methodcaller
+from typing import Any, Protocol
 
+from diffusion_rt.engines.errors import Fault
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.kernels.driver import Launch, Limits, Misuse
 from diffusion_rt.kernels.driver.arguments import Value
-from diffusion_rt.kernels.driver.interface import ALIGNMENT
+from diffusion_rt.kernels.driver.interface import ALIGNMENT, Kernel, Stream
 from diffusion_rt.kernels.tactic import Encode
 from diffusion_rt.kernels.variant import Variant
 
@@ -24,6 +26,31 @@ class Call:
     variant: Variant
     launch: Launch
     arguments: tuple[Value, ...]
+
+
+Enqueue = Callable[[Stream], Any]
+"""Puts work on a stream; neither allocates nor waits, so that it can be captured."""
+
+Load = Callable[[Variant], Kernel]
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryCall:
+    """Work that a library puts on a stream by itself, given the stream's handle."""
+
+    enqueue: Enqueue
+
+
+def launching(kernel: Kernel, launch: Launch, arguments: tuple[Value, ...]) -> Enqueue:
+    """A launch as a function of the stream."""
+    return methodcaller("launch", kernel, launch, arguments)
+
+
+def enqueued(call: Call | LibraryCall, load: Load) -> Enqueue:
+    """A call as a function of the stream, its kernel loaded."""
+    if isinstance(call, LibraryCall):
+        return call.enqueue
+    return launching(load(call.variant), call.launch, call.arguments)
 
 
 class Places(Protocol):
@@ -53,10 +80,10 @@ class Way:
     """One way to run an operation of given sizes."""
 
     name: str  # of the tactic, the same on every chip
-    variants: tuple[Variant, ...]  # the kernels
+    variants: tuple[Variant, ...]  # our kernels; a library's has none
     scratch_bytes: int = 0
     counters: int = 0
-    calls: Callable[[Places], tuple[Call, ...]]
+    calls: Callable[[Places], tuple[Call | LibraryCall, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +94,38 @@ class Ways:
     ways: tuple[Way, ...]
 
 
+class LibraryFailed(Fault):
+    """A library does not do what it said it could; without it our own kernels run."""
+
+
+class Library(Protocol):
+    """A library on a device that runs some operations."""
+
+    @property
+    def version(self) -> str:
+        """Its name and version, such as cublaslt-130300."""
+        ...
+
+    def ways(self, operation: p.Operation, sizes: object) -> tuple[Way, ...]:
+        """Its ways to run an operation, the likely fastest first; none where it cannot.
+
+        `sizes` is what our own kernels are asked with: a gemm.Product, a conv.Convolution. The same
+        sizes have the same ways, by name, as long as the version is the same.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what the library holds; no call of its ways may follow."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Chip:
     """What the choice of a way depends on."""
 
     limits: Limits
     encode: Encode | None = None  # makes tensor maps, on chips that have them
+    libraries: tuple[Library, ...] = ()  # their ways come after ours, and are taken if measured
 
 
 def dtype_of(plan: p.Plan, *views: p.View) -> p.Arithmetic:

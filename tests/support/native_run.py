@@ -10,7 +10,7 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Addresses, Program
-from diffusion_rt.engines.native.ways import Chip
+from diffusion_rt.engines.native.ways import Chip, enqueued
 from diffusion_rt.engines.native.weights import Weights
 from support.device_graphs import simulated_gpu
 
@@ -51,11 +51,11 @@ class Runner:
         for name in self.plan.outputs:
             stream.fill(self.bound[name], 0xFF)
         calls = self.program.calls(self.places())
-        kernels = [self.gpu.kernel(call.variant) for call in calls]
+        ready = [enqueued(call, self.gpu.kernel) for call in calls]
 
         def enqueue() -> None:
-            for kernel, call in zip(kernels, calls, strict=True):
-                stream.launch(kernel, call.launch, call.arguments)
+            for call in ready:
+                call(stream)
 
         stream.capture(enqueue).replay(stream)
         return {name: self._fetched(name) for name in self.plan.outputs}
