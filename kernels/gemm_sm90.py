@@ -135,12 +135,13 @@ def tactics(product: Product, limits: Limits) -> tuple[Sm90Product, ...]:
     if not fits or activation not in ("none", "geglu"):
         return ()
     found = cuts(
-        [tile for tile in OF_PRODUCTS[product.dtype] if tile.takes(activation == "geglu")],
+        OF_PRODUCTS[product.dtype],
         lambda tile: (
             -(-product.rows // (tile.rows * tile.cluster)) * -(-product.columns // tile.columns)
         ),
         sum(-(-width // DEPTH) for width in widths(product)),
         limits,
+        geglu=activation == "geglu",
     )
     return tuple(Sm90Product(product, cut, limits) for cut in found)
 

@@ -25,21 +25,26 @@ class Tile:
 
     The two multiplying warpgroups share its rows (`groups_down` 2) or its columns (1). The blocks
     of a `cluster` of two have tiles one below the other: each reads half of the weight for both.
+    `apart`: each warpgroup takes tiles of its own, by turns, and stores while the other multiplies.
     """
 
     rows: int
     columns: int
     groups_down: int = 2
     cluster: int = 1
+    apart: bool = False
 
     @property
     def name(self) -> str:
-        """Such as 128x160, or 2x128x160 for a cluster of two."""
-        return f"{'2x' if self.cluster == 2 else ''}{self.rows}x{self.columns}"
+        """Such as 128x160, 2x128x160 for a cluster of two, 2x128x160_turns."""
+        side, turns = "2x" if self.cluster == 2 else "", "_turns" if self.apart else ""
+        return f"{side}{self.rows}x{self.columns}{turns}"
 
     @property
     def group(self) -> tuple[int, int]:
         """Rows and columns of one warpgroup."""
+        if self.apart:
+            return self.rows, self.columns
         return self.rows // self.groups_down, self.columns * self.groups_down // 2
 
     @property
@@ -67,6 +72,7 @@ class Tile:
             ("STAGES", str(self.stages)),
             ("GROUPS_DOWN", str(self.groups_down)),
             ("CLUSTER", str(self.cluster)),
+            ("APART", str(int(self.apart))),
             ("GEGLU", str(int(geglu))),
         )
 
@@ -76,8 +82,11 @@ class Tile:
         return (f"HGMMA.64x{self.group[1]}x16.F32", f"UTMALDG.{copy}", *shared, "USETMAXREG")
 
     def takes(self, geglu: bool) -> bool:
-        """Whether a warpgroup's columns hold whole pairs of groups of values and gates."""
-        return not geglu or self.group[1] % 32 == 0
+        """Whether its columns are whole pairs of groups of values and gates; `apart` is for geglu.
+
+        Other ends are short, and beside the sums of a whole tile they do not fit the registers.
+        """
+        return self.group[1] % 32 == 0 if geglu else not self.apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,7 @@ class Cut:
             cluster=(side, 1, 1) if side > 1 else None,
         )
 
-    def cycles(self, limits: Limits) -> float:
+    def cycles(self, limits: Limits, *, geglu: bool = False) -> float:
         """How long it takes, by a simple model.
 
         A multiprocessor multiplies at best 2,048 pairs a cycle; its shared memory gives and takes
@@ -128,21 +137,27 @@ class Cut:
         tile = self.tile
         rows, columns = tile.group
         multiply = tile.rows * tile.columns * DEPTH / 2048
-        read = 2 * (rows // 64) * (64 + columns) * ROW_BYTES
+        read = (1 if tile.apart else 2) * (rows // 64) * (64 + columns) * ROW_BYTES
         fetched = (tile.rows + tile.columns / tile.cluster) * ROW_BYTES
         from_l2 = fetched * limits.multiprocessors / 5120
         block = max(multiply, (read + tile.stage_bytes) / 128, from_l2) / 0.9
         busiest = -(-self.tiles * self.splits // max(1, limits.multiprocessors // tile.cluster))
-        end = 1000 + tile.rows * tile.columns / 16
+        end = 1000 + tile.rows * tile.columns / (5 if geglu else 16)
         split = -(-self.blocks // self.splits)
-        total = 2000 + busiest * (split * block + end)
+        ends = 1 if tile.apart else busiest  # Others hide behind products.
+        total = 2000 + busiest * split * block + ends * end
         if self.splits > 1:
             total += 2000 + 2 * self.partial_bytes / (16 * limits.multiprocessors)
         return total
 
 
 def cuts(
-    tiles: Iterable[Tile], count: Callable[[Tile], int], blocks: int, limits: Limits
+    tiles: Iterable[Tile],
+    count: Callable[[Tile], int],
+    blocks: int,
+    limits: Limits,
+    *,
+    geglu: bool = False,
 ) -> tuple[Cut, ...]:
     """All cuts worth measuring, the likely fastest first; `count` gives the tiles of clusters.
 
@@ -150,12 +165,14 @@ def cuts(
     """
     found: dict[tuple[str, int], Cut] = {}
     for tile, wanted in product(tiles, SPLITS):
+        if not tile.takes(geglu):
+            continue
         number, each = count(tile), -(-blocks // wanted)
         cut = Cut(tile, number, blocks, -(-blocks // each))
         few = number < 2 * limits.multiprocessors and each >= LEAST_BLOCKS
         if cut.splits == 1 or few:
             found[tile.name, cut.splits] = cut
-    return tuple(sorted(found.values(), key=lambda cut: cut.cycles(limits)))
+    return tuple(sorted(found.values(), key=lambda cut: cut.cycles(limits, geglu=geglu)))
 
 
 def suits(dtype: str, rows: int, columns: int, widths: tuple[int, ...], limits: Limits) -> bool:
@@ -169,4 +186,7 @@ def suits(dtype: str, rows: int, columns: int, widths: tuple[int, ...], limits: 
 _OF_BOTH = (Tile(128, 256, cluster=2), Tile(128, 128))
 _OF_FLOAT16 = (Tile(128, 160, cluster=2), Tile(128, 160), *_OF_BOTH, Tile(64, 160, 1))
 OF_CONVOLUTIONS = {"float16": _OF_FLOAT16, "bfloat16": _OF_BOTH}
-OF_PRODUCTS = {"float16": (*_OF_FLOAT16, Tile(256, 80)), "bfloat16": _OF_BOTH}
+OF_PRODUCTS = {
+    "float16": (*_OF_FLOAT16, Tile(256, 80), Tile(128, 160, cluster=2, apart=True)),
+    "bfloat16": _OF_BOTH,
+}

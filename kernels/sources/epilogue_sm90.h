@@ -19,7 +19,7 @@ struct Epilogue {
 template <int N>
 __device__ __forceinline__ void finish(const Epilogue& with, const float (&sums)[N / 2],
                                        const int (&rows)[2], int first_column) {
-    enum { kPairs = N / 16, kBatch = kPairs % 5 ? 4 : 5 };  // more would spill beside 128 sums
+    enum { kPairs = N / 16, kBatch = kPairs % 5 ? 4 : 5 };  // more would spill
     static_assert(kPairs % kBatch == 0, "whole batches");
     const int lane = threadIdx.x % 32, own_column = lane % 2 * 8 + lane % 4 / 2 * 4;
     const Four nothing{{0, 0}};
@@ -66,7 +66,7 @@ __device__ __forceinline__ void finish(const Epilogue& with, const float (&sums)
 template <int N>
 __device__ __forceinline__ void finish_geglu(const Epilogue& with, const float (&sums)[N / 2],
                                              const int (&rows)[2], int first_column) {
-    enum { kPairs = N / 32, kBatch = kPairs % 5 ? 2 : 5 };
+    enum { kPairs = N / 32, kBatch = APART ? 1 : kPairs % 5 ? 2 : 5 };
     static_assert(N % 32 == 0 && kPairs % kBatch == 0, "whole batches of pairs of groups of eight");
     const int lane = threadIdx.x % 32, own_column = lane % 2 * 8 + lane % 4 / 2 * 4;
 #pragma unroll

@@ -13,8 +13,12 @@
 // CLUSTER 2 sets two blocks side by side, whose tiles lie one below the other: each asks for half of
 // the block of W that both want, for both. A stage is empty then when all sixteen warps are done.
 //
-// Constants: ELEMENT, TILE_ROWS, TILE_COLUMNS, STAGES, GEGLU (0 or 1), and GROUPS_DOWN: 2 where the
-// two warpgroups share the rows of a tile, 1 where they share its columns.
+// With APART 1 each multiplying warpgroup takes tiles of its own, by turns: while one stores, the other
+// multiplies. One begins when the other has asked for its last product: earlier it could not tell
+// the phases of a barrier apart, of which it has only the parity.
+//
+// Constants: ELEMENT, TILE_ROWS, TILE_COLUMNS, STAGES, GEGLU (0 or 1), CLUSTER, APART, and
+// GROUPS_DOWN: 2 where the two warpgroups share the rows of a tile, 1 where they share its columns.
 #pragma once
 #include "epilogue_sm90.h"
 #include "hopper.h"
@@ -31,9 +35,10 @@ enum {
     kWarpgroup = 128,
     kThreads = 3 * kWarpgroup,
     kConsumers = 2 * kWarpgroup,
-    kConsumerWarps = kConsumers / 32,
-    kGroupRows = TILE_ROWS / GROUPS_DOWN,
-    kGroupColumns = TILE_COLUMNS * GROUPS_DOWN / 2,
+    kOwners = APART ? kWarpgroup : kConsumers,  // threads that share a tile
+    kOwnerWarps = kOwners / 32,
+    kGroupRows = APART ? TILE_ROWS : TILE_ROWS / GROUPS_DOWN,
+    kGroupColumns = APART ? TILE_COLUMNS : TILE_COLUMNS * GROUPS_DOWN / 2,
     kStrips = kGroupRows / 64,  // wgmma has 64 rows
     kBytesOfA = TILE_ROWS * kRowBytes,
     kBytesOfW = TILE_COLUMNS * kRowBytes,
@@ -57,6 +62,11 @@ struct Ring {
             stage = 0;
             parity ^= 1;
         }
+    }
+    __device__ __forceinline__ void skip(int stages) {
+        const int at = stage + stages;
+        stage = at % STAGES;
+        parity ^= at / STAGES % 2;
     }
 };
 
@@ -105,7 +115,9 @@ __device__ __forceinline__ float load_fresh(const float* from) {
 // others, which have nothing to store. `word` is four bytes of shared memory.
 __device__ __forceinline__ bool join_splits(const Tiles& tiles, const Piece& piece,
                                             float (&sums)[kStrips][kGroupColumns / 2], int* word) {
-    const int thread = threadIdx.x - kWarpgroup, splits = tiles.splits;
+    const int group = threadIdx.x / kWarpgroup, splits = tiles.splits;
+    const int thread = APART ? threadIdx.x % kWarpgroup : threadIdx.x - kWarpgroup;
+    const int together = APART ? 2 + group : 3;  // a named barrier
     const long long size = TILE_ROWS * TILE_COLUMNS;
     float* const all = tiles.partial + (long long)piece.tile * splits * size + thread;
     float* const own = all + piece.split * size;
@@ -113,12 +125,12 @@ __device__ __forceinline__ bool join_splits(const Tiles& tiles, const Piece& pie
     for (int i = 0; i < kStrips; i++)
 #pragma unroll
         for (int j = 0; j < kGroupColumns / 2; j++)
-            own[(i * (kGroupColumns / 2) + j) * kConsumers] = sums[i][j];
+            own[(i * (kGroupColumns / 2) + j) * kOwners] = sums[i][j];
     __threadfence();
-    group_barrier(1, kConsumers);
+    group_barrier(together, kOwners);
     if (thread == 0)
         *word = atomicInc(tiles.arrived + piece.tile, splits - 1) == unsigned(splits - 1);
-    group_barrier(1, kConsumers);
+    group_barrier(together, kOwners);
     if (!*word) return false;
     __threadfence();
 #pragma unroll
@@ -132,7 +144,7 @@ __device__ __forceinline__ bool join_splits(const Tiles& tiles, const Piece& pie
         for (int i = 0; i < kStrips; i++)
 #pragma unroll
             for (int j = 0; j < kGroupColumns / 2; j++)
-                sums[i][j] += load_fresh(from + (i * (kGroupColumns / 2) + j) * kConsumers);
+                sums[i][j] += load_fresh(from + (i * (kGroupColumns / 2) + j) * kOwners);
     return true;
 }
 
@@ -159,7 +171,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         require_aligned(memory);
         for (int stage = 0; stage < STAGES; stage++) {
             barrier_begin(full + stage, 1);
-            barrier_begin(empty + stage, kConsumerWarps * CLUSTER);
+            barrier_begin(empty + stage, kOwnerWarps * CLUSTER);
         }
         publish_barriers();
         source.prefetch();
@@ -198,14 +210,22 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
     } else {
         grow_registers<kConsumerRegisters>();
         const int consumer = group - 1, lane = threadIdx.x % 32;
-        const int first_row = GROUPS_DOWN == 2 ? consumer * kGroupRows : 0;
-        const int first_column = GROUPS_DOWN == 2 ? 0 : consumer * kGroupColumns;
+        const int first_row = !APART && GROUPS_DOWN == 2 ? consumer * kGroupRows : 0;
+        const int first_column = !APART && GROUPS_DOWN == 1 ? consumer * kGroupColumns : 0;
+        const int own_turn = group, other_turn = 3 - group;  // named barriers
         const unsigned start = window_address(memory);
         const Descriptor a = rows_of_128(start + first_row * kRowBytes);
         const Descriptor w = rows_of_128(start + kBytesOfA + first_column * kRowBytes);
         Ring ring{0, 0};
-        for (int index = first_index; index < tiles.count(); index += indices) {
+        int turn = 0;  // of which warpgroup
+        if (APART && consumer == 1) group_arrive(other_turn, kConsumers);  // the first one's first
+        for (int index = first_index; index < tiles.count(); index += indices, turn ^= 1) {
             const Piece piece = tiles.find(index, blocks);
+            if (APART && turn != consumer) {
+                ring.skip(piece.end - piece.begin);
+                continue;
+            }
+            if (APART) group_barrier(own_turn, kConsumers);
             float sums[kStrips][kGroupColumns / 2];
             int last = 0;
             for (int block = piece.begin; block < piece.end; block++, ring.next()) {
@@ -227,11 +247,13 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
                 if (block > piece.begin) give_back(empty + last);
                 last = ring.stage;
             }
+            if (APART && index + indices < tiles.count()) group_arrive(other_turn, kConsumers);
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < kStrips; i++) settle(sums[i]);
             give_back(empty + last);
-            if (tiles.splits > 1 && !join_splits(tiles, piece, sums, word)) continue;
+            if (tiles.splits > 1 && !join_splits(tiles, piece, sums, word + consumer))
+                continue;
 #pragma unroll
             for (int i = 0; i < kStrips; i++) {
                 const int r = first_row + i * 64 + threadIdx.x % kWarpgroup / 32 * 16 + lane / 4;
