@@ -1,6 +1,9 @@
 """Kernels compiled for the host, once for all tests."""
 
+import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -21,3 +24,16 @@ def bench(compiled: tuple[KernelBench, str]) -> Iterator[tuple[KernelBench, str]
     """The kernels of one dtype on a simulated device, and the dtype."""
     yield compiled
     compiled[0].clear()
+
+
+@pytest.fixture(scope="session")
+def disassembler() -> str:
+    """cuobjdump, of the toolkit or of its wheel."""
+    found = shutil.which("cuobjdump")
+    if found is None and (nvidia := find_spec("nvidia")) is not None:
+        for folder in nvidia.submodule_search_locations or ():
+            for path in sorted(Path(folder).glob("*/bin/cuobjdump")):
+                found = str(path)
+    if found is None:
+        pytest.skip("skipped: no cuobjdump")
+    return found

@@ -1,9 +1,7 @@
 """The images of sm_90a: no serialised product, no spill, the instructions that were meant."""
 
 import re
-import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,19 +18,6 @@ def nvrtc() -> Nvrtc:
         return Nvrtc()
     except CompileError as error:
         pytest.skip(f"skipped: {error}")
-
-
-@pytest.fixture(scope="module")
-def disassembler() -> str:
-    """cuobjdump, of the toolkit or of its wheel."""
-    found = shutil.which("cuobjdump")
-    if found is None and (nvidia := find_spec("nvidia")) is not None:
-        for folder in nvidia.submodule_search_locations or ():
-            for path in sorted(Path(folder).glob("*/bin/cuobjdump")):
-                found = str(path)
-    if found is None:
-        pytest.skip("skipped: no cuobjdump")
-    return found
 
 
 def test_there_are_some() -> None:
