@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_rt.bench import bare
+from diffusion_rt.bench.gpu_bench import Array
 from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
 from diffusion_rt.bench.gpu_rows import Setting, Sink, excess
 from diffusion_rt.engines.cache_folder import cache_folder
@@ -19,6 +21,7 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.backend import open_host, open_native
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.compile import host_library
 from diffusion_rt.kernels.driver.simulator import Simulator
@@ -130,11 +133,13 @@ def _check(sink: Sink, folder: ModelFolder, backend: Backend, extent: Extent) ->
     """
     side = extent.checked
     begun = time.perf_counter()
+
+    def on_host(precision: Precision) -> Array:
+        return evaluate(open_host(folder, precision=precision).load, side)
+
+    with ThreadPoolExecutor(2) as pool:  # most of it is weights on their way, a minute for each
+        truth, plain = pool.map(on_host, ("float32", "float16"))
     found = evaluate(backend.load, side)
-    truth, plain = (
-        evaluate(open_host(folder, precision=precision).load, side)
-        for precision in ("float32", "float16")
-    )
     seconds = time.perf_counter() - begun
     setting: Setting = {"model": folder.manifest.name, "latents": f"{side}x{side}", "rows": 2}
     error = excess(found, plain.astype(np.float16), truth.astype(np.float64))

@@ -16,23 +16,26 @@ from diffusion_rt.bench.gpu_rows import Sink
 
 NEEDS = ("pytest", "hypothesis")
 CONTRACT = ("tests/kernels/driver/test_contract.py",)
-KERNELS = tuple(
-    f"tests/kernels/test_{name}.py"
-    for name in (
-        "step_loop",
-        "gemm_sm90",
-        "conv_sm90",
-        "attention_sm90",
-        "gemm",
-        "conv",
-        "attention",
-        "elementwise",
-        "prepare",
-        "select_rows",
-        "layer_norm",
-        "group_norm",
-        "guided_step",
-    )
+KERNELS = (
+    "tests/engines/native/test_graphs.py",
+    *(
+        f"tests/kernels/test_{name}.py"
+        for name in (
+            "step_loop",
+            "gemm_sm90",
+            "conv_sm90",
+            "attention_sm90",
+            "gemm",
+            "conv",
+            "attention",
+            "elementwise",
+            "prepare",
+            "select_rows",
+            "layer_norm",
+            "group_norm",
+            "guided_step",
+        )
+    ),
 )
 TENSORRT = ("tests/engines/trt",)
 SECONDS_A_TEST = 60

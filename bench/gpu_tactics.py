@@ -23,7 +23,7 @@ TINY: dict[type[Shape], Shape] = {
     gpu_shapes.Attention: gpu_shapes.Attention(1, 2, 9, 17),
     gpu_shapes.Gemm: gpu_shapes.Gemm(65, 80, 64),
     Geglu: Geglu(65, 160, 64),
-    gpu_shapes.Conv: gpu_shapes.Conv(1, 8, 9, 64, 80),
+    gpu_shapes.Conv: gpu_shapes.Conv(1, 3, 5, 8, 16),
 }
 
 

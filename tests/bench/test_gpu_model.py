@@ -11,19 +11,29 @@ from diffusion_rt.bench import gpu_drawing, gpu_model
 from diffusion_rt.bench.gpu_chip import SIMULATOR, Chip
 from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
 from diffusion_rt.bench.gpu_rows import Row, Sink
-from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.device.backend import DeviceBackend
+from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.backend import open_host
 from diffusion_rt.runtime.conditioning import Conditioning
 from diffusion_rt.runtime.unet import Unet
-from support.device_graphs import HostImages
+from support.device_graphs import HostGraphs, HostImages
 
 CHIP = Chip(name="a chip", arch=90, multiprocessors=132, memory=1 << 37, l2_bytes=1, cuda="13.0")
 
 
+def stand_in(folder: ModelFolder, *, gpu: Gpu) -> DeviceBackend:
+    """The native engine's plans by their references, inside the real loop on a simulated device.
+
+    The same by its kernels takes half a minute of compiling; that engine's own tests do it.
+    """
+    return DeviceBackend(HostGraphs(open_host(folder, precision="float16"), gpu), gpu)
+
+
 @pytest.fixture(autouse=True)
-def images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that other tests of this process have compiled."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_model, "HostImages", HostImages)
+    monkeypatch.setattr(gpu_model, "open_native", stand_in)
 
 
 def rows_of(part: Any, folder: Path, chip: Chip = SIMULATOR, **more: Any) -> list[Row]:
