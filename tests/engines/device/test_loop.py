@@ -1,11 +1,14 @@
 """The device's loop against the host's, on a simulated device whose model is ONNX Runtime."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from diffusion_rt.engines.device import loop as device_loop
@@ -31,14 +34,23 @@ SHAPE = (4, 8, 6)
 FOLDER = open_model(SHIPPED)
 
 
+class Kept(OrtBackend):
+    """Loads each graph once: an engine serves one loop at a time, and these take turns."""
+
+    def __init__(self) -> None:
+        super().__init__(FOLDER, threads=1)
+        self.load = functools.cache(super().load)  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
 def backend() -> Backend:
-    return OrtBackend(FOLDER, threads=1)
+    return Kept()
 
 
 @pytest.fixture(scope="module")
-def unet(backend: Backend) -> Unet:
-    return Unet(*(backend.load(f"unet_{part}") for part in ("prompt", "timestep", "step")))
+def unet() -> Unet:
+    loaded = OrtBackend(FOLDER, threads=1)
+    return Unet(*(loaded.load(f"unet_{part}") for part in ("prompt", "timestep", "step")))
 
 
 class Bench:
@@ -73,8 +85,8 @@ def plain(backend: Backend) -> Iterator[Bench]:
 
 def conditioning(rows: int, seed: int = 0, tokens: int = 77) -> Conditioning:
     rng = np.random.default_rng(seed)
-    inputs = OrtBackend(FOLDER, threads=1).load("unet_prompt").inputs
-    width, pooled = int(inputs["context"].shape[-1]), int(inputs["text_embeds"].shape[-1])
+    specs = {spec.name: spec for spec in FOLDER.variant("unet_prompt", "float32").inputs}
+    width, pooled = int(specs["context"].shape[-1]), int(specs["text_embeds"].shape[-1])
     return Conditioning(
         context=rng.normal(size=(rows, tokens, width)).astype(np.float32),
         text_embeds=rng.normal(size=(rows, pooled)).astype(np.float32),
@@ -298,6 +310,44 @@ def test_parts_of_different_models(plain: Bench, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BadInput, match="do not fit together"):
         draw(plain, plan_of("euler", 2), silent)
     assert [engine.closed for engine in plain.graphs.engines] == [True] * 3
+
+
+ASKED = st.tuples(
+    st.sampled_from([(4, 4, 4), (4, 8, 4), (4, 5, 3)]),
+    st.integers(1, 2),  # images
+    st.sampled_from([Guidance(1.0, 0.0), Guidance(3.0, 0.7)]),
+    st.sampled_from(["euler", "euler-a", "dpmpp-2m", "unipc"]),
+    st.integers(1, 7),  # steps
+    st.none() | st.integers(0, 6),  # finished evaluations after which it is cancelled
+    st.booleans(),  # whether scratch memory moved meanwhile
+)
+
+
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+)
+@given(st.lists(ASKED, min_size=2, max_size=5), st.none() | st.integers(0, 9))
+def test_any_sequence_of_requests(
+    backend: Backend, unet: Unet, asked: list[Any], seed: int | None
+) -> None:
+    bench = Bench(backend, kept=2, seed=seed)
+    for shape, images, guidance, sampler, steps, cancelled, moved in asked:
+        plan = plan_of(sampler, steps)
+        bench.graphs.generation += moved
+        if cancelled is not None and cancelled <= len(plan.steps):
+
+            def report(done: int, total: int, cancelled: int = cancelled) -> None:
+                if done == cancelled:
+                    raise KeyboardInterrupt
+
+            sources = [make_noise("cpu", image) for image in range(images)]
+            told = conditioning(guidance.rows)
+            with pytest.raises(KeyboardInterrupt):
+                denoise_on_device(bench.denoiser, told, plan, sources, shape, guidance, report)
+        assert apart(*both(unet, bench, plan, images, guidance, shape)) < CLOSE
+    bench.close()
 
 
 GUIDED = Guidance(4.0, 0.0)
