@@ -44,12 +44,20 @@ class GpuEngine:
     missing: Callable[[ModelFolder | None], str | None]
     open: Callable[[ModelFolder, Precision | None, int | None], Backend]
     reason: str | None
+    built: Callable[[ModelFolder], bool] = lambda model: False
+    """Whether something was made for a model, so that its not being taken has to be explained."""
 
 
 def _trt_missing(model: ModelFolder | None) -> str | None:
     from diffusion_rt.engines.trt.ready import missing
 
     return missing(model)
+
+
+def _trt_built(model: ModelFolder) -> bool:
+    from diffusion_rt.engines.trt.ready import built
+
+    return built(model)
 
 
 def _open_trt(model: ModelFolder, precision: Precision | None, memory: int | None) -> Backend:
@@ -76,7 +84,10 @@ def _open_native(model: ModelFolder, precision: Precision | None, memory: int | 
 # has seen it run on a GPU.
 GPU_ENGINES = {
     "trt": GpuEngine(
-        missing=_trt_missing, open=_open_trt, reason="TensorRT engines are built for this model"
+        missing=_trt_missing,
+        open=_open_trt,
+        reason="TensorRT engines are built for this model",
+        built=_trt_built,
     ),
     "native": GpuEngine(missing=_native_missing, open=_open_native, reason=None),
 }
@@ -89,8 +100,9 @@ def choose(
 
     `auto` takes the GPU only where it is ready: `trt` where there are a driver, TensorRT, and plans
     built for `model`. Otherwise, and where a provider is named, it is ONNX Runtime, on the CPU if
-    nothing else is said. An engine that was taken and then fails is an error, never a reason to
-    take another. Imports no engine.
+    nothing else is said; where engines were built and cannot be used, the reason says why. An
+    engine that was taken and then fails is an error, never a reason to take another. Imports no
+    engine.
     """
     _check_known("engine", engine, ENGINES)
     if provider is not None:
@@ -109,10 +121,16 @@ def choose(
         if provider == "cuda":
             raise BadInput("engine null runs on no device; leave the provider out")
         return Choice("null", "cpu", "it was asked for")
+    passed_over = ""
     if engine == "auto" and provider is None and model is not None:
         for name, candidate in GPU_ENGINES.items():
-            if candidate.reason is not None and _lacking(name, model) is None:
+            if candidate.reason is None:
+                continue
+            lacking = _lacking(name, model)
+            if lacking is None:
                 return Choice(name, "cuda", candidate.reason)
+            if candidate.built(model):
+                passed_over += f"; not {name}: {lacking}"
     if importlib.util.find_spec("onnxruntime") is None:
         raise BadInput(
             "engine ort: onnxruntime is not installed; pip install 'diffusion-rt[cpu]', or "
@@ -123,7 +141,8 @@ def choose(
     if provider == "cpu" or engine == "ort":
         return Choice("ort", "cpu", "it was asked for")
     if _has_driver():
-        return Choice("ort", "cpu", "a GPU driver was found, but the GPU is used only if asked for")
+        found = "a GPU driver was found, but the GPU is used only if asked for"
+        return Choice("ort", "cpu", found + passed_over)
     return Choice("ort", "cpu", "no GPU driver was found")
 
 

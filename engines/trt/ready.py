@@ -1,11 +1,12 @@
 """Whether TensorRT can be tried here, told without importing it."""
 
 import importlib.util
+import shlex
 
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.again import build_command
 from diffusion_rt.engines.trt.library import INSTALL
-from diffusion_rt.engines.trt.places import has_plans
+from diffusion_rt.engines.trt.places import folders_of, has_plans
 
 
 def missing(model: ModelFolder | None) -> str | None:
@@ -16,9 +17,20 @@ def missing(model: ModelFolder | None) -> str | None:
     ):
         if not _installed(package):
             return f"{package.split('.')[0]} is not installed; {install}"
-    if model is not None and not has_plans(model):
-        return f"no engine is built for {model.manifest.name}; run: {build_command(model)}"
-    return None
+    if model is None or has_plans(model):
+        return None
+    if built(model):
+        look = shlex.join(["diffusion-rt", "doctor", "--model", str(model.path)])
+        return (
+            f"the engines of {model.manifest.name} are damaged, or built by somebody else; {look} "
+            f"says which, and this builds them anew: {build_command(model)}"
+        )
+    return f"no engine is built for {model.manifest.name}; run: {build_command(model)}"
+
+
+def built(model: ModelFolder) -> bool:
+    """Whether engines of a model lie anywhere, usable or not."""
+    return any((folder / "unet_step.plan").exists() for folder in folders_of(model))
 
 
 def _installed(package: str) -> bool:

@@ -149,6 +149,26 @@ def test_auto_takes_tensorrt_where_engines_are_built(
     assert choose(model=folder).engine == "ort"
 
 
+def test_engines_that_cannot_be_used_are_not_passed_over_in_silence(
+    gpu_machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = open_model(make_model_folder(tmp_path / "built").path)
+    plans = folder.path / "engines" / "trt" / "sm_90"
+    plans.mkdir(parents=True)
+    path = write_plan(plans, header_of(b"plan"), b"plan")
+    path.write_bytes(path.read_bytes() + b"?")
+    gpu_machine()
+    with pytest.raises(BadInput) as caught:
+        choose("trt", model=folder)
+    for words in ("are damaged, or built by somebody else", "diffusion-rt doctor --model"):
+        assert words in str(caught.value)
+        assert words in str(choose(model=folder))
+    assert str(choose(model=folder)).startswith("ort on cpu: a GPU driver was found")
+    gpu_machine(without="tensorrt")
+    assert "not trt: tensorrt is not installed; pip install" in str(choose(model=folder))
+
+
 def test_choosing_imports_nothing_heavy() -> None:
     script = (
         "import sys; sys.path[:] = sys.argv[1].split(':')\n"
