@@ -131,7 +131,7 @@ def test_tokens_of_any_number(queries: int, keys: int, order: None) -> None:
 
 
 @pytest.mark.parametrize("tactic", TACTICS, ids=lambda tactic: tactic.variant.name)
-def test_every_variant_is_its_reference(tactic: Sm90Attention, order: None) -> None:
+def test_every_variant_is_its_reference(tactic: Sm90Attention) -> None:
     """The largest head, and one that does not fill its columns."""
     for head in (tactic.head, tactic.head - 24):
         check(packed(130, 300, head, dtype=tactic.dtype, heads=1), tactic)
@@ -158,7 +158,7 @@ def test_flat_and_sharp_weights(spread: float) -> None:
     head=st.integers(1, 8),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_size(queries: int, keys: int, head: int, seed: int) -> None:
     check(packed(queries, keys, 8 * head, heads=1), SMALL, seed=seed)
 
@@ -166,9 +166,8 @@ def test_any_size(queries: int, keys: int, head: int, seed: int) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        # Values weighed with sums that are not there; a stage given back too early; weights made
-        # while the last ones are still read; the surplus of keys not masked; a turn too many.
-        ("            wgmma_wait<0>();\n            settle(sums);", "            settle(sums);"),
+        # Scores taken before they are there; weights made while the last ones are still read; the
+        # surplus of keys not masked; a turn too many; keys for values.
         ("            wgmma_wait<1>();\n", ""),
         ("            softmax.weigh(scores, scale, shrink);\n            wgmma_wait<0>();",
          "            softmax.weigh(scores, scale, shrink);\n"

@@ -201,7 +201,7 @@ def test_bfloat16() -> None:
     padding=st.tuples(*[st.integers(0, 2)] * 4),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_any_size(
     height: int,
     width: int,
