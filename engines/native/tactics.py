@@ -6,7 +6,7 @@ times alone: a wrong one can make a picture slow, never different beyond roundin
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Annotated
 from diffusion_rt.engines import strict_json
 from diffusion_rt.engines.artefact import locked, read_bytes, writing
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.native.ways import Way, Ways
+from diffusion_rt.engines.native.ways import Library, Way, Ways
 from diffusion_rt.engines.typed_json import Between, Matching, decode
 from diffusion_rt.kernels.catalogue import CATALOGUE, SOURCES
 from diffusion_rt.kernels.compile import OPTIONS
@@ -44,11 +44,14 @@ class Key:
     arch: Annotated[int, Between(10, 1000)]
     driver: _Text
     kernels: _Text  # a hash of all sources and rows of the catalogue
+    libraries: _Text = ""  # the versions of those that were measured beside them
 
     @property
     def digest(self) -> str:
-        """A short name for it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """A short name for it; whether there were libraries is seen without opening one."""
+        known = {name: value for name, value in asdict(self).items() if name != "libraries"}
+        base = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        return f"{base}-libraries" if self.libraries else base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,16 +123,22 @@ class Tactics:
                 raise BadInput("damaged (sha256)")
             content: _Content = decode(_Content, whole["content"], "")
             if content.key != self._key:
-                raise BadInput("measured on another chip, driver or set of kernels")
+                raise BadInput("measured on another chip, driver, set of kernels or libraries")
         except BadInput as wrong:
             self.rebuilt.append(f"{self.path}: {wrong}; measured anew by diffusion-rt build")
             return
         self._found = dict(content.operations)
 
 
-def key_of(device: Device) -> Key:
+def key_of(device: Device, libraries: Sequence[Library] = ()) -> Key:
     """What measurements on a device hold for."""
-    return Key(chip=device.name, arch=device.arch, driver=device.driver, kernels=hash_of_kernels())
+    return Key(
+        chip=device.name,
+        arch=device.arch,
+        driver=device.driver,
+        kernels=hash_of_kernels(),
+        libraries=" ".join(sorted(library.version for library in libraries)),
+    )
 
 
 def hash_of_kernels() -> str:

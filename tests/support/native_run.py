@@ -10,28 +10,30 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Addresses, Program
-from diffusion_rt.engines.native.ways import Chip, enqueued
+from diffusion_rt.engines.native.ways import Chip, Library, enqueued
 from diffusion_rt.engines.native.weights import Weights
 from support.device_graphs import simulated_gpu
 
 Array = NDArray[Any]
 
 
-def chip_of(gpu: Gpu) -> Chip:
+def chip_of(gpu: Gpu, libraries: tuple[Library, ...] = ()) -> Chip:
     """What ways depend on."""
     device = gpu.device
-    return Chip(device.limits, device.tensor_map if device.arch >= 90 else None)
+    return Chip(device.limits, device.tensor_map if device.arch >= 90 else None, libraries)
 
 
 class Runner:
     """A program on a simulated device, with memory for its inputs and outputs."""
 
-    def __init__(self, plan: p.Plan, gpu: Gpu | None = None) -> None:
+    def __init__(
+        self, plan: p.Plan, gpu: Gpu | None = None, libraries: tuple[Library, ...] = ()
+    ) -> None:
         self.gpu = gpu or simulated_gpu()
         device = self.gpu.device
         self.stream = device.stream()
         self.plan = plan
-        self.program = Program(plan, chip_of(self.gpu))
+        self.program = Program(plan, chip_of(self.gpu, libraries))
         self.arena = Arena(device, self.stream.synchronize)
         self.arena.reserve(self.program.nbytes, self.program.counters)
         self.weights = Weights(device, self.stream, plan.weights.values(), plan.constants)
