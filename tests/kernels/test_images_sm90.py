@@ -9,7 +9,8 @@ import pytest
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.compile import CompileError, Nvrtc
 
-VARIANTS = [variant for variant in CATALOGUE.values() if variant.suffix]
+# Those of bfloat16 differ in the types of instructions alone; test_catalogue counts their registers.
+VARIANTS = [v for v in CATALOGUE.values() if v.suffix and v.name.endswith(".float16")]
 
 
 @pytest.fixture(scope="module")
