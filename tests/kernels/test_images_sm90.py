@@ -9,7 +9,7 @@ import pytest
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.compile import CompileError, Nvrtc
 
-# Those of bfloat16 differ in the types of instructions alone; test_catalogue counts their registers.
+# Those of bfloat16 differ in the types of instructions alone; test_catalogue reads their costs.
 VARIANTS = [v for v in CATALOGUE.values() if v.suffix and v.name.endswith(".float16")]
 
 
