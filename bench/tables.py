@@ -54,6 +54,10 @@ def summary(shelf: Shelf) -> Rows:
         ("import", "import"),
     ):
         row(what, "startup", measure, {"torch": "cpu"} if measure == "installed" else None)
+    for record in shelf.all("startup", unit="bytes"):
+        if (record.measure, record.contender) == ("download", OURS):
+            what = f"download of what it takes on a GPU, engine `{record.setting['engine']}`"
+            row(what, "startup", "download", record.setting)
     for record in shelf.all("step", unit="s"):
         if record.contender == OURS:
             setting = record.setting
