@@ -100,13 +100,14 @@ def inspect(argv: Sequence[str]) -> int:
     )
     group.add_argument("--batch", type=whole, metavar="N", help="pictures at once; default: 1")
     group.add_argument("--chip", metavar="NAME", help="h200, a100, rtx-4090 …; default: h200")
+    group.add_argument("--graph", metavar="NAME", help="listed by kind; default: unet_step")
     _add_format(parser)
     found = parser.read(argv)
     if found.plan and found.verify:
         raise BadInput("--plan reads no weights, --verify all of them; give one of the two")
     if found.plan:
         return _inspect_plan(found)
-    for flag in ("bucket", "batch", "chip"):
+    for flag in ("bucket", "batch", "chip", "graph"):
         if getattr(found, flag) is not None:
             raise BadInput(f"--{flag} says what --plan is for; give --plan too")
 
@@ -120,12 +121,13 @@ def inspect(argv: Sequence[str]) -> int:
 
 
 def _inspect_plan(found: argparse.Namespace) -> int:
-    from diffusion_rt.runtime.inspect_plan import inspect_plan, report
+    from diffusion_rt.runtime.inspect_plan import DETAILED, inspect_plan, report
 
     chosen = {"bucket": found.bucket, "images": found.batch, "chip": found.chip}
     given = {name: value for name, value in chosen.items() if value is not None}
     known = inspect_plan(found.PATH, **given)
-    print(json.dumps(known, indent=2) if found.format == "json" else report(known))
+    text = report(known, DETAILED if found.graph is None else found.graph)
+    print(json.dumps(known, indent=2) if found.format == "json" else text)
     return 0
 
 

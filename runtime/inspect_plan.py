@@ -27,7 +27,7 @@ from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.engines.trt.buckets import Bucket
 
 MOST_IMAGES = 64
-DETAILED = "unet_step"  # the graph whose operations are listed by kind
+DETAILED = "unet_step"  # the graph whose operations are listed by kind, where none is named
 # What one denoising step of a UNet in one piece would compute; the first two once a request.
 STEP = ("unet_prompt", "unet_timestep", "unet_step")
 
@@ -128,8 +128,13 @@ def _described(plan: Plan, top: Roof) -> dict[str, Any]:
     }
 
 
-def report(found: Mapping[str, Any], width: int = 110) -> str:
-    """What `inspect_plan` found, as two tables."""
+def report(found: Mapping[str, Any], graph: str = DETAILED, width: int = 110) -> str:
+    """What `inspect_plan` found, as two tables; the second is of `graph`, by kind of operation.
+
+    Raises BadInput where there is no such graph.
+    """
+    if graph not in found["graphs"]:
+        raise BadInput(f"--graph {shown(graph)}, wants one of {', '.join(found['graphs'])}")
     text = StringIO()
     console = Console(file=text, width=width, color_system=None, highlight=False, markup=False)
     chip, flops = found["chip"], found["step_flops"]
@@ -140,22 +145,20 @@ def report(found: Mapping[str, Any], width: int = 110) -> str:
         f"({chip['source']}); {chip['gap'] * 1e6:.1f} µs a kernel"
     )
     every = _table("graph", "arena MB", "weights MB", "type")
-    for graph, one in found["graphs"].items():
-        every.add_row(graph, *_cells(one), _mb(one["arena"]), _mb(one["weights"]), one["dtype"])
+    for name, one in found["graphs"].items():
+        every.add_row(name, *_cells(one), _mb(one["arena"]), _mb(one["weights"]), one["dtype"])
     console.print(every)
-    step = found["graphs"][DETAILED]
-    kinds = _table(f"{DETAILED}, by kind")
-    for kind, one in step["kinds"].items():
+    detailed = found["graphs"][graph]
+    kinds = _table(f"{graph}, by kind")
+    for kind, one in detailed["kinds"].items():
         kinds.add_row(kind, *_cells(one))
-    kinds.add_row("all", *_cells(step))
+    kinds.add_row("all", *_cells(detailed))
     console.print(kinds)
-    console.print("\n".join(_notes(found, flops, step)))
+    console.print("\n".join(_notes(found, flops, graph)))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def _notes(
-    found: Mapping[str, Any], flops: Mapping[str, int], step: Mapping[str, Any]
-) -> Iterator[str]:
+def _notes(found: Mapping[str, Any], flops: Mapping[str, int], graph: str) -> Iterator[str]:
     yield (
         f"A step of the UNet in one piece: {flops['whole'] / 1e12:.3f} TFLOP, of which "
         f"{flops['once'] / 1e12:.3f} are computed once a request."
@@ -164,8 +167,9 @@ def _notes(
         f"A request of {found['request']['steps']} steps, prompt to pixels: "
         f"{found['request']['seconds']:.3f} s."
     )
-    shared, apart = (_mb(step[key]) for key in ("arena", "arena_unshared"))
-    yield f"The buffers of {DETAILED} share {shared} MB; apart they would take {apart} MB."
+    detailed = found["graphs"][graph]
+    shared, apart = (_mb(detailed[key]) for key in ("arena", "arena_unshared"))
+    yield f"The buffers of {graph} share {shared} MB; apart they would take {apart} MB."
     yield "Times are reckoned, not measured: the chip takes no less."
 
 

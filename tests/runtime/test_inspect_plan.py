@@ -148,6 +148,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert text.rstrip("\n") == report(inspect_plan(SHIPPED, bucket="128x128", chip="l4"))
     assert all(len(line) <= 110 for line in text.splitlines())
+    assert main(["inspect", str(SHIPPED), "--plan", "--graph=vae_decoder"]) == 0
+    assert "vae_decoder, by kind" in capsys.readouterr().out
+    assert main(["inspect", str(SHIPPED), "--plan", "--graph=vae"]) == 2
+    assert '--graph "vae", wants one of text_encoder, ' in capsys.readouterr().err
     assert main(["inspect", str(SHIPPED), "--bucket", "128x128"]) == 2
     assert "--bucket says what --plan is for" in capsys.readouterr().err
     assert main(["inspect", str(SHIPPED), "--plan", "--verify"]) == 2
