@@ -1,5 +1,6 @@
 """The model of the GPU run on the simulator: what is drawn, held against the host, and refused."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,17 @@ def test_a_backend_without_a_loop_on_a_device_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="a loop on its device"):
         Drawer(open_model(gpu_model.SHIPPED), open_host(open_model(gpu_model.SHIPPED)))
     assert gpu_drawing.ROWS == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import sys; sys.exit('words')", "status 1: words"),
+        ("import os; os.kill(os.getpid(), 11)", "status -11: no word"),
+        ("import time; time.sleep(60)", "out of time"),
+    ],
+)
+def test_a_build_that_fails_is_not_timed(code: str, said: str, tmp_path: Path) -> None:
+    sink = Sink("p", SIMULATOR, tmp_path, time.time() + 2, "c", "a" * 40)
+    with pytest.raises(RuntimeError, match=said):
+        gpu_model._told(sink, [sys.executable, "-c", code])
