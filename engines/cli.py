@@ -78,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
         return _native(found)
     if found.archs is not None:
         raise BadInput("--archs is for --engine native; TensorRT builds for the GPU at hand")
+    if found.libraries:
+        raise BadInput("--libraries is for --engine native; TensorRT brings its own")
     return _tensorrt(found)
 
 
@@ -109,6 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     native = parser.add_argument_group("for --engine native")
     native.add_argument(
         "--archs", metavar="LIST", help="chips to compile for, such as 80,90; default: the one here"
+    )
+    native.add_argument(
+        "--libraries",
+        action="store_true",
+        help="measure cuBLASLt too, where nvmath-python is installed, and run it where it is "
+        "faster than our kernels; until a build without this flag",
     )
     add_tensorrt_arguments(parser.add_argument_group("for --engine trt"))
 
@@ -297,7 +305,13 @@ def _native(found: argparse.Namespace) -> int:
     quiet = found.format == "json"
     with translated("the GPU"), progress_bars(STAGES, quiet=quiet) as report:
         files = native.build(
-            model, buckets=sizes, images=batch.opt, archs=archs, force=found.force, progress=report
+            model,
+            buckets=sizes,
+            images=batch.opt,
+            archs=archs,
+            force=found.force,
+            libraries=found.libraries,
+            progress=report,
         )
     seconds = time.perf_counter() - started
     if quiet:

@@ -8,7 +8,8 @@ from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.graphs import NativeGraphs
-from diffusion_rt.engines.native.tactics import Tactics, key_of
+from diffusion_rt.engines.native.libraries import open_libraries
+from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.engines.spec import Precision
 
@@ -22,18 +23,23 @@ def open_native(
     budget: int | None = None,
     gpu: Gpu | None = None,
     overlap: bool = False,
+    libraries: bool = True,
 ) -> DeviceBackend:
     """The graphs of a model folder on a GPU, the first one where none is given.
 
     `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
     device memory to take at most. With `overlap` kernels start before the one ahead has ended; it
-    is off as long as no GPU has shown it to be right. Raises BadInput where there is no driver or
-    no GPU, and where the GPU is too old.
+    is off as long as no GPU has shown it to be right. `libraries` are opened where a build has
+    measured with them. Raises BadInput where there is no driver or no GPU, and where the GPU is too
+    old.
     """
     gpu = gpu or open_gpu()
     if budget is not None:
         gpu.device = BudgetedDevice(gpu.device, budget)
-    tactics = Tactics(cache_folder("tactics"), key_of(gpu.device))
+    measured = cache_folder("tactics")
+    wanted = libraries and path_with_libraries(measured, gpu.device).exists()
+    opened = open_libraries(gpu.device) if wanted else ()
+    tactics = Tactics(measured, key_of(gpu.device, opened))
     for wrong in tactics.rebuilt:
         _LOG.warning("%s", wrong)
     graphs = NativeGraphs(
@@ -42,6 +48,7 @@ def open_native(
         precision=precision or usual_precision(folder),
         choose=tactics.choose,
         overlap=overlap,
+        libraries=opened,
     )
     return DeviceBackend(graphs, gpu)
 

@@ -14,11 +14,12 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.backend import usual_precision
 from diffusion_rt.engines.native.executor import Program
 from diffusion_rt.engines.native.graphs import NativeGraphs, check_chip
+from diffusion_rt.engines.native.libraries import open_libraries
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.precision import arithmetic
-from diffusion_rt.engines.native.tactics import Tactics, key_of
-from diffusion_rt.engines.native.ways import Chip
+from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
+from diffusion_rt.engines.native.ways import Chip, Library
 from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.kernels.cache import ImageCache
 from diffusion_rt.kernels.catalogue import ARCHS, CATALOGUE, Variant
@@ -56,15 +57,17 @@ def build(
     images: int = 1,
     archs: tuple[int, ...] | None = None,
     force: bool = False,
+    libraries: bool = False,
     progress: Report = lambda stage, done, total: None,
 ) -> list[Built]:
     """Compile every kernel that the model's plans may launch, and measure tactics on the GPU here.
 
     `buckets` are sizes in pixels, the model's own where there are none: tactics of other sizes are
     the likely fastest. With `archs` kernels are compiled for these chips and nothing is measured.
-    Kernels are kept under the hash of all they are made from; `force` measures anew. Raises
-    BadInput where there is no GPU and no `archs`, no compiler, and where the model has a node that
-    no kernel runs.
+    Kernels are kept under the hash of all they are made from; `force` measures anew. With
+    `libraries` those that are installed are measured too, and run where they are faster, until a
+    build without. Raises BadInput where there is no GPU and no `archs`, no compiler, none of the
+    libraries asked for, and where the model has a node that no kernel runs.
     """
     defaults, encoders = model.manifest.defaults, model.manifest.text_encoders
     sizes = buckets or ((defaults.width, defaults.height),)
@@ -73,6 +76,8 @@ def build(
     images_kept = ImageCache(cache_folder("kernels"))
     if archs is not None:
         _check_archs(archs)
+        if libraries:
+            raise BadInput("--libraries are measured on the GPU here; leave --archs out")
         return [_compiled(target, images_kept, limits_of(arch), progress) for arch in archs]
     with translated("diffusion-rt build --engine native"):
         try:
@@ -85,8 +90,13 @@ def build(
     try:
         check_chip(gpu)
         kernels = _compiled(target, images_kept, device.limits, progress)
-        tactics = Tactics(cache_folder("tactics"), key_of(device))
-        return [kernels, measured(target, gpu, tactics, force=force, progress=progress)]
+        folder = cache_folder("tactics")
+        opened = _opened(device) if libraries else ()
+        tactics = Tactics(folder, key_of(device, opened))
+        found = measured(target, gpu, tactics, force=force, libraries=opened, progress=progress)
+        if not libraries:
+            path_with_libraries(folder, device).unlink(missing_ok=True)
+        return [kernels, found]
     finally:
         gpu.close()
 
@@ -98,15 +108,19 @@ def measured(
     *,
     force: bool,
     progress: Report,
+    libraries: tuple[Library, ...] = (),
     graphs: Collection[str] = GRAPHS,
 ) -> Built:
-    """Run each of `graphs` at every size once, and measure what is not known yet."""
+    """Run each of `graphs` at every size once, and measure what is not known yet.
+
+    `libraries` are closed.
+    """
     started = time.perf_counter()
     if force:
         tactics.forget()
     count = 0
     with tactics.locked():
-        opened = NativeGraphs(target.model, gpu, precision=target.precision)
+        opened = NativeGraphs(target.model, gpu, precision=target.precision, libraries=libraries)
         try:
             for graph, sizes in _sizes(target):
                 if graph in graphs:
@@ -150,6 +164,17 @@ def _compiled(target: Target, images: ImageCache, limits: Limits, progress: Repo
     progress(f"compile for sm_{arch}", len(variants), len(variants))
     name = f"{len(variants)} kernels for sm_{arch}"
     return Built(name, images.folder, nbytes, time.perf_counter() - started, not images.compiled)
+
+
+def _opened(device: Device) -> tuple[Library, ...]:
+    """The libraries that are here; BadInput where none is."""
+    found = open_libraries(device)
+    if not found:
+        raise BadInput(
+            "--libraries: none is here; pip install nvmath-python nvidia-cublas (610 MB), or leave "
+            "--libraries out"
+        )
+    return found
 
 
 def _check_archs(archs: Sequence[int]) -> None:

@@ -15,7 +15,14 @@ from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic, Weight
 from diffusion_rt.engines.native.precision import arithmetic
-from diffusion_rt.engines.native.ways import Call, Chip, Enqueue, LibraryCall, launching
+from diffusion_rt.engines.native.ways import (
+    Call,
+    Chip,
+    Enqueue,
+    Library,
+    LibraryCall,
+    launching,
+)
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
 
@@ -37,8 +44,9 @@ class NativeGraphs:
         precision: Precision = "float16",
         choose: Choose = likely_fastest,
         overlap: bool = False,
+        libraries: tuple[Library, ...] = (),
     ) -> None:
-        """Open nothing yet; `gpu` is the caller's.
+        """Open nothing yet; `gpu` is the caller's, and `libraries` are closed with the graphs.
 
         `precision` is that of `open` where it is given none. With `overlap` kernels that wait for
         the one ahead by themselves may start before it ends (sm_90 and newer). Raises BadInput
@@ -49,6 +57,7 @@ class NativeGraphs:
         self._precision = precision
         self._choose = choose
         self._overlap = overlap
+        self._libraries = libraries
         device = gpu.device
         with translated("the native engine"):
             self._stream = device.stream()
@@ -90,7 +99,7 @@ class NativeGraphs:
 
     def planned(self, graph: str, dtype: Arithmetic, sizes: Mapping[str, int]) -> Program:
         """The plan of a graph at one size, its ways chosen; no weight is read."""
-        chip = Chip(self.gpu.device.limits, self._encode)
+        chip = Chip(self.gpu.device.limits, self._encode, self._libraries)
         return Program(plan_of(self.folder, graph, sizes, dtype), chip, self._choose)
 
     def bring_weights(self, program: Program) -> Weights:
@@ -139,6 +148,8 @@ class NativeGraphs:
             for loaded in self._loaded.values():
                 loaded.close()
             self._loaded.clear()
+            for library in self._libraries:
+                library.close()
             self.arena.close()
             self._stream.close()
 

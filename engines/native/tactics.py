@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +65,7 @@ class Tactics:
 
     def __init__(self, folder: Path, key: Key) -> None:
         """Read what was measured; a file that is damaged or not for this chip counts as none."""
-        self.path = folder / f"tactics-{key.digest}.json"
+        self.path = path_of(folder, key)
         self.rebuilt: list[str] = []
         """What was wrong with a file that is not used, for the caller to tell."""
         self._key = key
@@ -128,6 +128,16 @@ class Tactics:
             self.rebuilt.append(f"{self.path}: {wrong}; measured anew by diffusion-rt build")
             return
         self._found = dict(content.operations)
+
+
+def path_of(folder: Path, key: Key) -> Path:
+    """The file of measurements that hold for `key`."""
+    return folder / f"tactics-{key.digest}.json"
+
+
+def path_with_libraries(folder: Path, device: Device) -> Path:
+    """The file of what was measured on a device with libraries, whichever these were."""
+    return path_of(folder, replace(key_of(device), libraries="some"))
 
 
 def key_of(device: Device, libraries: Sequence[Library] = ()) -> Key:
