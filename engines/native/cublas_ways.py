@@ -195,7 +195,7 @@ class CublasLt:
 
     def _failed(self, name: str, error: Exception) -> LibraryFailed:
         return LibraryFailed(
-            f"{name}: {self.version}: {error}; run diffusion-rt build again, or without libraries"
+            f"{name}: {self.version}: {error}; run diffusion-rt build again, without --libraries"
         )
 
 
