@@ -21,7 +21,8 @@ Each part runs in a process of its own, at most so many seconds, and keeps its r
 in DIR, as soon as they are known. The exit status is 0 where all that was checked is right, and
 what must be shown was.
 
-    cp DIR/*.jsonl bench/results/ && diffusion-rt bench report      (the tables of it)
+    for file in DIR/*.jsonl; do cat "$file" >> "bench/results/${file##*/}"; done
+    diffusion-rt bench report                                       (the tables of it)
 """
 
 import argparse
