@@ -20,9 +20,9 @@ SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SYSTEM_SHARED_BYTES = 1024  # of each block from sm_90 on, counted into the section's size
 
 # Registers and spills hardly differ within a family of chips. So each variant is compiled for one
-# chip of three families, and a third of them for one of the other chips, by their names; those of
-# bfloat16, two instructions away from float16, for one of the three. For all chips where the
-# environment says so; whoever builds images compiles for all anyway.
+# chip of three families, those of other types than float16 for one of these three, and a sixth of
+# all for one of the other chips, by their names. For all chips where the environment says so;
+# whoever builds images compiles for all anyway.
 EVERY_CHIP = "DIFFUSION_RT_TEST_EVERY_CHIP"
 ALWAYS = (80, 90, 120)
 OTHERS = tuple(arch for arch in ARCHS if arch not in ALWAYS)
@@ -34,9 +34,9 @@ def compiled_for(variant: Variant) -> tuple[int, ...]:
         return variant.archs
     number = zlib.crc32(variant.name.encode())
     always: tuple[int, ...] = ALWAYS
-    if variant.name.endswith(".bfloat16") and variant.archs == ARCHS:
+    if variant.name.endswith((".bfloat16", ".float32")) and variant.archs == ARCHS:
         always = ALWAYS[number % 3 :][:1]
-    drawn = number % (3 * len(OTHERS))
+    drawn = number % (6 * len(OTHERS))
     return tuple(arch for arch in variant.archs if arch in (*always, *OTHERS[drawn : drawn + 1]))
 
 
