@@ -72,11 +72,13 @@ def records_of(
 
 
 def _told(ran: Ran) -> dict[str, Any]:
-    """What a build says of itself as JSON, in its last line."""
+    """What a build says of itself: an object in JSON behind whatever libraries print."""
+    lines = ran.said.splitlines()
+    start = next((place for place, line in enumerate(lines) if line.startswith("{")), 0)
     try:
-        found = json.loads(ran.last)
+        found = json.loads("\n".join(lines[start:]))
         if not all(type(file["bytes"]) is int for file in found["files"]):
             raise ValueError
     except (ValueError, TypeError, KeyError):
-        raise Fault(f"build says nothing of its files, but: {ran.last[:200]}") from None
+        raise Fault(f"build says nothing of its files, but: {lines[-1][:200]}") from None
     return dict(found)

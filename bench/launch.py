@@ -20,7 +20,7 @@ class Ran:
     started_at: float  # seconds since 1970
     seconds: float  # from its start to its end
     peak_rss: int  # bytes
-    last: str = ""  # line that it printed, to either stream
+    said: str = ""  # to either stream
 
 
 def launch(
@@ -53,7 +53,7 @@ def launch(
         started_at=found["started_at"],
         seconds=found["seconds"],
         peak_rss=found["peak_rss"],
-        last=words[-1],
+        said="\n".join(words),
     )
 
 

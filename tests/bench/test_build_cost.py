@@ -22,7 +22,7 @@ class Builder:
 
     def __init__(self, last: Any) -> None:
         self.commands: list[list[str]] = []
-        self.last = json.dumps(last)
+        self.said = "a library's word\n" + json.dumps(last, indent=1)
 
     def __call__(self, command: Sequence[str], *, timeout: float, more: Mapping[str, str]) -> Ran:
         self.commands.append(list(command))
@@ -30,7 +30,7 @@ class Builder:
         seconds = 0.5 if mark.exists() else 60.0
         assert mark.exists() != ("--force" in command)
         mark.touch()
-        return Ran(started_at=0, seconds=seconds, peak_rss=11, last=self.last)
+        return Ran(started_at=0, seconds=seconds, peak_rss=11, said=self.said)
 
 
 def test_a_build_is_measured_from_nothing_and_once_more(

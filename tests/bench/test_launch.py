@@ -50,6 +50,6 @@ def test_what_our_own_command_refuses_is_bad_input() -> None:
         launch([*PYTHON, code])
 
 
-def test_a_command_is_told_more_and_its_last_line_is_kept() -> None:
+def test_a_command_is_told_more_and_what_it_says_is_kept() -> None:
     code = "import os; print('first'); print(os.environ['MORE'])"
-    assert launch([*PYTHON, code], more={"MORE": "and more"}).last == "and more"
+    assert launch([*PYTHON, code], more={"MORE": "and more"}).said == "first\nand more"
