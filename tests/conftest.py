@@ -1,9 +1,17 @@
 """Fixtures that the tests of several folders share."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be Ctrl-C, here and in what is started from here: a shell's background job has it
+    ignored, and some tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
