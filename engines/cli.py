@@ -115,8 +115,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     native.add_argument(
         "--libraries",
         action="store_true",
-        help="measure cuBLASLt too, where nvmath-python is installed, and run it where it is "
-        "faster than our kernels; until a build without this flag",
+        help="measure cuBLASLt and cuDNN too, where nvmath-python or nvidia-cudnn-frontend is "
+        "installed, and run them where they are faster than our kernels; until a build without "
+        "this flag",
     )
     add_tensorrt_arguments(parser.add_argument_group("for --engine trt"))
 

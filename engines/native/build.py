@@ -171,7 +171,8 @@ def _opened(device: Device) -> tuple[Library, ...]:
     found = open_libraries(device)
     if not found:
         raise BadInput(
-            "--libraries: none is here; pip install nvmath-python nvidia-cublas (610 MB), or leave "
+            "--libraries: none is here; pip install nvmath-python nvidia-cublas (610 MB) for "
+            "products, nvidia-cudnn-frontend nvidia-cudnn-cu13 for convolutions, or leave "
             "--libraries out"
         )
     return found

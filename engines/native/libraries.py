@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Callable, Mapping
 
-from diffusion_rt.engines.native import cublas_ways
+from diffusion_rt.engines.native import cublas_ways, cudnn_ways
 from diffusion_rt.engines.native.ways import Library
 from diffusion_rt.kernels.driver import Device
 
 _LOG = logging.getLogger(__name__)
 
-KNOWN: Mapping[str, Callable[[Device], Library]] = {"cuBLASLt": cublas_ways.load}
+KNOWN: Mapping[str, Callable[[Device], Library]] = {
+    "cuBLASLt": cublas_ways.load,
+    "cuDNN": cudnn_ways.load,
+}
 
 
 def open_libraries(device: Device) -> tuple[Library, ...]:

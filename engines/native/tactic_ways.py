@@ -128,7 +128,10 @@ def _of_tactics(
     if not tactics:
         raise Misuse(f"no tactic for {sizes}")
     own = (way(tactic) for tactic in tactics)
-    return Ways(repr(sizes), (*own, *_of_libraries(sizes, operation, chip)))
+    over = epilogue.residual is not None and epilogue.residual.buffer == operation.output.buffer
+    # Not every library writes over what it reads: such an operation is measured by itself.
+    name = f"{sizes!r} over the residual" if over else repr(sizes)
+    return Ways(name, (*own, *_of_libraries(sizes, operation, chip)))
 
 
 def _of_libraries(sizes: object, operation: p.Operation, chip: Chip) -> tuple[Way, ...]:

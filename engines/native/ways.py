@@ -110,7 +110,8 @@ class Library(Protocol):
         """Its ways to run an operation, the likely fastest first; none where it cannot.
 
         `sizes` is what our own kernels are asked with: a gemm.Product, a conv.Convolution. The same
-        sizes have the same ways, by name, as long as the version is the same.
+        sizes have the same ways, by name, as long as the version is the same and the residual lies
+        where the output does in all or in none.
         """
         ...
 

@@ -46,9 +46,11 @@ def test_what_is_not_installed_is_logged_and_no_error(
     gpu: Gpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvmath.bindings.cublasLt", None)
+    monkeypatch.setitem(sys.modules, "cudnn", None)
     with caplog.at_level("INFO"):
         assert open_libraries(gpu.device) == ()
     assert "cuBLASLt is not used" in caplog.text
+    assert "cuDNN is not used" in caplog.text
 
 
 @pytest.mark.parametrize("error", [OSError("no libcublasLt.so.13"), RuntimeError("cuda\nlost")])
