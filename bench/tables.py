@@ -47,6 +47,9 @@ def summary(shelf: Shelf) -> Rows:
         what = "prompt to picture" if record.measure == "picture" else "one step of it"
         where = f"`{record.setting['model']}`, {record.setting['size']}, {record.setting['steps']}"
         row(f"{what}: {where} steps", "end-to-end", record.measure, record.setting)
+        compiled = beside(shelf, record, record.measure, COMPILED)
+        if compiled[0]:
+            rows.append([f"the same, diffusers under {NAMES[COMPILED]}", amount(record), *compiled])
     for measure, what in (
         ("first-picture", "process start to first picture"),
         ("peak-rss", "peak memory of that"),
@@ -95,7 +98,9 @@ def end_to_end(shelf: Shelf) -> Rows:
 
 def stages(shelf: Shelf) -> Rows:
     """Where the time of a picture goes."""
-    rows = [["model", "size", "engine", "stage", NAMES[OURS], NAMES[EAGER], "times"]]
+    peers = (EAGER, COMPILED)
+    head = ["model", "size", "engine", "stage", NAMES[OURS]]
+    rows = [[*head, *(cell for peer in peers for cell in (NAMES[peer], "times"))]]
     for record in shelf.all("stages", unit="s"):
         if record.contender != OURS:
             continue
@@ -105,7 +110,9 @@ def stages(shelf: Shelf) -> Rows:
             continue  # what takes no arithmetic says nothing of the stages
         what = MEASURES[record.measure]
         cells = [str(setting["model"]), str(setting["size"]), engine, what, amount(record)]
-        rows.append([*cells, *beside(shelf, record, record.measure)])
+        for peer in peers:
+            cells += beside(shelf, record, record.measure, peer)
+        rows.append(cells)
     return rows
 
 
