@@ -5,6 +5,7 @@ the host by fibres (`sources/hopper_host.h`) and by the images, as `gemm_sm90` i
 measured.
 """
 
+import math
 from dataclasses import dataclass
 
 from diffusion_rt.kernels.attention import Attention, Dtype, Strides
@@ -13,13 +14,16 @@ from diffusion_rt.kernels.driver.errors import Misuse
 from diffusion_rt.kernels.driver.launch import Launch, Limits
 from diffusion_rt.kernels.driver.tensor_map import TensorMap
 from diffusion_rt.kernels.tactic import Encode
-from diffusion_rt.kernels.tiles_sm90 import ARCH, ELEMENTS, REGISTERS, THREADS
+from diffusion_rt.kernels.tiles_sm90 import ARCH, ELEMENTS, WARPGROUP
 from diffusion_rt.kernels.variant import Variant
 
 ITEM = 2  # bytes of an element
-ROWS = 128  # queries of a block, keys of a stage
+KEYS = 128  # of a stage
+ROWS = 64  # queries of a warpgroup
 PART = 64  # columns of a head in one tile of shared memory
-LEAST_QUERIES = 64  # half a block
+LEAST_QUERIES = 64
+# Of a block for KEYS keys, by the stall counts in the machine code for heads of 64. Not measured.
+CYCLES = {2: 1464, 3: 1650}
 MOST_STRIDE = 2**40  # bytes, of a tensor map
 
 PARAMETERS = (
@@ -44,24 +48,36 @@ class Sm90Attention:
     dtype: Dtype
     head: int  # the largest head it takes
     stages: int
+    groups: int = 2  # warpgroups, of 64 queries each
+
+    @property
+    def rows(self) -> int:
+        """Queries of a block."""
+        return self.groups * ROWS
+
+    @property
+    def threads(self) -> int:
+        """Of a block: one more warpgroup brings keys and values."""
+        return (self.groups + 1) * WARPGROUP
 
     @property
     def variant(self) -> Variant:
         """The kernel's row in the catalogue."""
         return Variant(
-            name=f"attention_sm90_{self.head}.{self.dtype}",
+            name=f"attention_sm90_{self.head}_rows{self.rows}.{self.dtype}",
             kernel="attention_sm90",
             source="attention_sm90.cu",
             constants=(
                 ("ELEMENT", ELEMENTS[self.dtype]),
                 ("HEAD", str(self.head)),
                 ("STAGES", str(self.stages)),
+                ("GROUPS", str(self.groups)),
             ),
             parameters=PARAMETERS,
-            registers=REGISTERS,
-            threads=THREADS,
+            registers=65536 // self.threads // 8 * 8,  # at the start, before they are shared out
+            threads=self.threads,
             instructions=(
-                f"HGMMA.64x{ROWS}x16.F32",
+                f"HGMMA.64x{KEYS}x16.F32",
                 f"HGMMA.64x{self.head}x16.F32",
                 "UTMALDG.4D",
                 "USETMAXREG",
@@ -74,8 +90,8 @@ class Sm90Attention:
     @property
     def shared_bytes(self) -> int:
         """Queries, a ring of keys and one of values, and the barriers."""
-        tile = ROWS * self.head * ITEM
-        return tile * (1 + 2 * self.stages) + 8 * (4 * self.stages + 1)
+        rows = self.rows + 2 * self.stages * KEYS
+        return rows * self.head * ITEM + 8 * (4 * self.stages + 1)
 
     def takes(self, attention: Attention, limits: Limits) -> bool:
         """Whether this runs that attention on a chip with these limits."""
@@ -91,11 +107,16 @@ class Sm90Attention:
             and all(0 < step * ITEM < MOST_STRIDE for step in steps)
         )
 
+    def cycles(self, attention: Attention, limits: Limits) -> int:
+        """How long all blocks take one stage of keys; one block runs on a multiprocessor."""
+        blocks = math.prod(self.launch(attention).grid)
+        return -(-blocks // limits.multiprocessors) * CYCLES[self.groups]
+
     def launch(self, attention: Attention) -> Launch:
-        """A block for 128 queries of a head."""
+        """A block for so many queries of a head."""
         return Launch(
-            grid=(-(-attention.queries // ROWS), attention.heads, attention.batch),
-            block=(THREADS, 1, 1),
+            grid=(-(-attention.queries // self.rows), attention.heads, attention.batch),
+            block=(self.threads, 1, 1),
             shared_bytes=self.shared_bytes,
         )
 
@@ -108,9 +129,9 @@ class Sm90Attention:
         a = attention
         *_, scale = a.arguments(q, k, v, out)
         maps = (
-            _map(a, "q", q, a.queries, a.q),
-            _map(a, "k", k, a.keys, a.k),
-            _map(a, "v", v, a.keys, a.v),
+            _map(a, "q", q, a.queries, a.q, self.rows),
+            _map(a, "k", k, a.keys, a.k, KEYS),
+            _map(a, "v", v, a.keys, a.v, KEYS),
         )
         return (
             *(encode(each) for each in maps),
@@ -125,21 +146,23 @@ class Sm90Attention:
         )
 
 
-def _map(attention: Attention, name: str, address: int, tokens: int, steps: Strides) -> TensorMap:
+def _map(
+    attention: Attention, name: str, address: int, tokens: int, steps: Strides, rows: int
+) -> TensorMap:
     return TensorMap(
         name=name,
         dtype=attention.dtype,
         address=address,
         sizes=(attention.head_size, tokens, attention.heads, attention.batch),
         strides=(steps.token * ITEM, steps.head * ITEM, steps.batch * ITEM),
-        box=(PART, ROWS, 1, 1),
+        box=(PART, rows, 1, 1),
     )
 
 
 _DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16")
 TACTICS = tuple(
-    Sm90Attention(dtype=dtype, head=head, stages=stages)
+    Sm90Attention(dtype=dtype, head=head, stages=stages, groups=groups)
     for dtype in _DTYPES
-    for head, stages in ((64, 3), (128, 2))
+    for head, stages, groups in ((64, 3, 2), (64, 3, 3), (128, 2, 2))
 )
 VARIANTS = tuple(tactic.variant for tactic in TACTICS)

@@ -248,9 +248,9 @@ VARIANTS = tuple(tactic.variant for tactic in TILED)
 def tactics(attention: Attention, limits: Limits) -> tuple[Tactic, ...]:
     """All that run an attention on a chip, the likely fastest first; raises Misuse for none.
 
-    The smallest head that fits; few keys in shared memory; sm_90's own; else the most queries a
-    block, for they share what is read of keys and values, as long as each multiprocessor gets
-    eight warps.
+    The smallest head that fits; few keys in shared memory; sm_90's own, by their cycles; else the
+    most queries a block, for they share what is read of keys and values, as long as each
+    multiprocessor gets eight warps.
     """
     found = [tactic for tactic in TACTICS if tactic.takes(attention, limits)]
     if not found:
@@ -261,11 +261,13 @@ def tactics(attention: Attention, limits: Limits) -> tuple[Tactic, ...]:
         )
 
     def rank(tactic: Tactic) -> tuple[int, bool, bool, bool, int]:
+        if isinstance(tactic, Sm90Attention):
+            return tactic.head, True, False, False, tactic.cycles(attention, limits)
         launch = tactic.launch(attention)
         warps = math.prod(launch.grid) * launch.block[0] // 32
         idle = warps < 8 * limits.multiprocessors
         rows = -(-attention.queries // launch.grid[0])
-        kind = not isinstance(tactic, Resident), not isinstance(tactic, Sm90Attention)
-        return tactic.head, *kind, idle, rows if idle else -rows
+        kept = isinstance(tactic, Resident)
+        return tactic.head, not kept, True, idle, rows if idle else -rows
 
     return tuple(sorted(found, key=rank))

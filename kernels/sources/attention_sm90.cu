@@ -1,13 +1,13 @@
-// Attention on sm_90a, in the design of FlashAttention-3 (Shah et al., 2024): 128 queries of one head
-// a block, 64 for each of two warpgroups; a thread of a third brings blocks of 128 keys and values by
-// TMA. Scores and weights never leave the registers.
+// Attention on sm_90a, in the design of FlashAttention-3 (Shah et al., 2024): a block has queries of
+// one head, 64 for each of GROUPS warpgroups; a thread of one more brings blocks of 128 keys and
+// values by TMA. Scores and weights never leave the registers.
 //
 // A warpgroup asks for the scores of the next keys before it weighs the values of the last ones, and
-// turns those scores into weights while the values are multiplied. The two warpgroups take turns at
-// asking (named barriers), so that one's softmax meets the other's products. Keys come from the last
+// turns those scores into weights while the values are multiplied. The warpgroups take turns at
+// asking (named barriers), so that one's softmax meets the others' products. Keys come from the last
 // block to the first: the one that is not full, whose surplus must be masked, is the first of all.
 //
-// Constants: ELEMENT, HEAD (64 or 128; smaller heads end in zeros), STAGES.
+// Constants: ELEMENT, HEAD (64 or 128; smaller heads end in zeros), STAGES, GROUPS (2 or 3).
 #include "kernel.h"
 
 #include "attention.h"
@@ -15,22 +15,23 @@
 #include "pairs.h"
 
 enum {
-    kQueries = 128,  // of a block
-    kKeys = 128,     // of a stage
+    kQueries = 64 * GROUPS,  // of a block
+    kKeys = 128,             // of a stage
     kParts = HEAD / 64,
     kRowBytes = 128,
-    kPartBytes = 128 * kRowBytes,  // 128 rows of 64 elements
+    kPartBytes = kKeys * kRowBytes,  // 128 rows of 64 elements
     kTileBytes = kParts * kPartBytes,
+    kQueryPartBytes = kQueries * kRowBytes,
+    kQueryBytes = kParts * kQueryPartBytes,
     kWarpgroup = 128,
-    kThreads = 3 * kWarpgroup,
-    kConsumers = 2 * kWarpgroup,
-    kConsumerWarps = kConsumers / 32,
-    kProducerRegisters = 24,
-    kConsumerRegisters = 240,
+    kThreads = (GROUPS + 1) * kWarpgroup,
+    kTurn = 2 * kWarpgroup,  // who waits for a turn, and who gives it
+    kConsumerWarps = 4 * GROUPS,
+    kProducerRegisters = GROUPS == 3 ? 32 : 24,
+    kConsumerRegisters = GROUPS == 3 ? 160 : 240,
 };
-static_assert(kWarpgroup * (kProducerRegisters + 2 * kConsumerRegisters) <= 65536,
+static_assert(kWarpgroup * (kProducerRegisters + GROUPS * kConsumerRegisters) <= 65536,
               "registers of a multiprocessor");
-static_assert(int(kQueries) == int(kKeys), "one box for queries, keys and values");
 
 // A ring of tiles; the parity is that of the phase which ends next.
 struct Ring {
@@ -122,8 +123,9 @@ __device__ __forceinline__ void score(float (&scores)[kKeys / 2], Descriptor que
                                       Descriptor keys) {
 #pragma unroll
     for (int i = 0; i < HEAD / 16; i++) {
-        const int at = (i / 4 * kPartBytes + i % 4 * 32) / 16;
-        wgmma<ELEMENT, kKeys>(scores, queries + at, keys + at, i > 0);
+        const int part = i / 4, step = i % 4 * 32;
+        wgmma<ELEMENT, kKeys>(scores, queries + (part * kQueryPartBytes + step) / 16,
+                              keys + (part * kPartBytes + step) / 16, i > 0);
     }
     wgmma_commit();
 }
@@ -139,12 +141,13 @@ __device__ __forceinline__ void add_values(float (&sums)[HEAD / 2],
 }
 
 // grid (blocks of queries, heads, batch); maps of q [batch, heads, queries, head_size], k and v
-// [batch, heads, keys, head_size], innermost first, boxes of 128 rows by 64; out by its strides
+// [batch, heads, keys, head_size], innermost first, boxes of kQueries and of 128 rows by 64; out by
+// its strides
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
     attention_sm90(TENSOR_MAP(q), TENSOR_MAP(k), TENSOR_MAP(v), ELEMENT* out, int queries, int keys,
                    int head_size, int out_batch, int out_token, int out_head, float scale) {
     DYNAMIC_SHARED(memory);
-    unsigned char* const key_tiles = memory + kTileBytes;
+    unsigned char* const key_tiles = memory + kQueryBytes;
     unsigned char* const value_tiles = key_tiles + STAGES * kTileBytes;
     Barrier* const barriers = reinterpret_cast<Barrier*>(value_tiles + STAGES * kTileBytes);
     Barrier* const query_there = barriers + 4 * STAGES;
@@ -173,9 +176,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
     if (group == 0) {
         shrink_registers<kProducerRegisters>();
         if (threadIdx.x == 0) {
-            barrier_expect(query_there, kTileBytes);
+            barrier_expect(query_there, kQueryBytes);
             for (int part = 0; part < kParts; part++)
-                load_tile(memory + part * kPartBytes, q, query_there, part * 64, first, head, batch);
+                load_tile(memory + part * kQueryPartBytes, q, query_there, part * 64, first, head,
+                          batch);
             for (int step = steps - 1; step >= 0; step--) {
                 key_ring.fill(k, step * kKeys, head, batch);
                 value_ring.fill(v, step * kKeys, head, batch);
@@ -184,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         }
     } else {
         grow_registers<kConsumerRegisters>();
-        const int own = group, other = 3 - group;  // named barriers: the turns of each warpgroup
+        const int own = group, other = group % GROUPS + 1;  // named barriers: each warpgroup's turn
         const Descriptor own_queries =
             rows_of_128(window_address(memory) + (group - 1) * 64 * kRowBytes);
         const Descriptor all_keys = rows_of_128(window_address(key_tiles));
@@ -193,14 +197,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
         unsigned weights[kKeys / 16][4];
         Softmax softmax{{minus_infinity(), minus_infinity()}, {0, 0}};
 
-        if (group == 2) group_arrive(other, kConsumers);  // the first turn is the first one's
+        if (group == GROUPS) group_arrive(other, kTurn);  // the first turn is the first one's
         barrier_wait(query_there, 0);
         int taken = key_ring.take();
-        group_barrier(own, kConsumers);
+        group_barrier(own, kTurn);
         settle(scores);
         wgmma_fence();
         score(scores, own_queries, all_keys + taken * (kTileBytes / 16));
-        if (group == 1 || steps > 1) group_arrive(other, kConsumers);
+        if (group < GROUPS || steps > 1) group_arrive(other, kTurn);
         wgmma_wait<0>();
         settle(scores);
         key_ring.give_back(taken);
@@ -217,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
 
         for (int step = 1; step < steps; step++) {
             taken = key_ring.take();
-            group_barrier(own, kConsumers);
+            group_barrier(own, kTurn);
             settle(scores);
             wgmma_fence();
             score(scores, own_queries, all_keys + taken * (kTileBytes / 16));
@@ -226,12 +230,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
             settle(weights);
             wgmma_fence();
             add_values(sums, weights, all_values + values * (kTileBytes / 16), step > 1);
-            // The last turn of the second warpgroup is followed by none of the first.
-            if (group == 1 || step + 1 < steps) group_arrive(other, kConsumers);
+            // The last turn of the last warpgroup is followed by none of the first.
+            if (group < GROUPS || step + 1 < steps) group_arrive(other, kTurn);
             wgmma_wait<1>();
             settle(scores);
             key_ring.give_back(taken);
             softmax.weigh(scores, scale, shrink);
+            // A wait that goes on at once, and that the assembler moves nothing across: else it puts
+            // the next one before the softmax, which then meets no product of this warpgroup.
+            settle(scores);
+            barrier_wait(query_there, 0);
             wgmma_wait<0>();
             settle(sums);
             value_ring.give_back(values);

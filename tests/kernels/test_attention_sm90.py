@@ -20,6 +20,7 @@ from diffusion_rt.kernels.attention import (
     sequence_major,
 )
 from diffusion_rt.kernels.attention_sm90 import TACTICS, Sm90Attention
+from diffusion_rt.kernels.attention_tactics import tactics
 from diffusion_rt.kernels.catalogue import SOURCES
 from diffusion_rt.kernels.driver import DeviceLost, Misuse, limits_of
 from support.kernel_bench import KernelBench
@@ -28,7 +29,7 @@ Array = NDArray[Any]
 NUMPY: dict[Dtype, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 EPSILON: dict[Dtype, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 CHIP = limits_of(90)
-SMALL = TACTICS[0]
+SMALL, LARGE = TACTICS[:2]
 BENCHES: dict[str, KernelBench] = {}
 
 
@@ -130,6 +131,13 @@ def test_tokens_of_any_number(queries: int, keys: int, order: None) -> None:
     check(packed(queries, keys), SMALL)
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(64, 1), (192, 128), (193, 129), (140, 400), (300, 640)]
+)
+def test_three_warpgroups_take_turns(queries: int, keys: int, order: None) -> None:
+    check(packed(queries, keys), LARGE)
+
+
 @pytest.mark.parametrize("tactic", TACTICS, ids=lambda tactic: tactic.variant.name)
 def test_every_variant_is_its_reference(tactic: Sm90Attention) -> None:
     """The largest head, and one that does not fill its columns."""
@@ -169,11 +177,10 @@ def test_any_size(queries: int, keys: int, head: int, seed: int) -> None:
         # Scores taken before they are there; weights made while the last ones are still read; the
         # surplus of keys not masked; a turn too many; keys for values.
         ("            wgmma_wait<1>();\n", ""),
-        ("            softmax.weigh(scores, scale, shrink);\n            wgmma_wait<0>();",
-         "            softmax.weigh(scores, scale, shrink);\n"
+        ("            barrier_wait(query_there, 0);\n            wgmma_wait<0>();",
          "            to_fragments(scores, weights);\n            wgmma_wait<0>();"),
         ("if (key >= there)", "if (key > there)"),
-        ("if (group == 1 || step + 1 < steps)", "if (true)"),
+        ("if (group < GROUPS || step + 1 < steps)", "if (true)"),
         ("columns_of_128(window_address(value_tiles)", "columns_of_128(window_address(key_tiles)"),
     ],
 )  # fmt: skip
@@ -196,6 +203,15 @@ def test_a_planted_mistake_shows(
             found.append(error)
             bench = KernelBench([replace(SMALL.variant, source=source)])
     assert found
+
+
+def test_the_fewest_rounds_come_first() -> None:
+    """1,024 tokens of 40 heads: three rounds of 128 queries, or two of 192; 128 tokens: one."""
+    chip = limits_of(90)
+    many = packed(1024, 1024, heads=40)
+    assert (chip.multiprocessors, many.batch) == (132, 1)
+    assert tactics(many, chip)[:2] == (LARGE, SMALL)
+    assert tactics(packed(128, 1024, heads=40), chip)[:2] == (SMALL, LARGE)
 
 
 def test_only_what_suits_is_taken() -> None:

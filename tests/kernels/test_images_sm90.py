@@ -2,10 +2,12 @@
 
 import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from diffusion_rt.kernels import attention_sm90
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.compile import CompileError, Nvrtc
 
@@ -51,6 +53,21 @@ def test_the_machine_code_is_what_was_meant(
     # Nobody waits for the whole chip's memory between products: a fence of the wrong scope would.
     between = code[code.index("HGMMA") : code.rindex("HGMMA")]
     assert "MEMBAR" not in between
+
+
+@pytest.mark.parametrize("tactic", attention_sm90.TACTICS, ids=lambda tactic: tactic.variant.name)
+def test_the_softmax_is_made_while_products_are_under_way(
+    tactic: attention_sm90.Sm90Attention, nvrtc: Nvrtc, disassembler: str, tmp_path: Path
+) -> None:
+    """Between waiting for the scores and for the values: an exponential for each score."""
+    image = tmp_path / "kernel.cubin"
+    image.write_bytes(nvrtc.cubin(tactic.variant, tactic.variant.archs[0]))
+    done = subprocess.run(
+        [disassembler, "-sass", str(image)], capture_output=True, text=True, check=True
+    )
+    waits = re.split(r"DEPBAR\.LE gsb0, (0x\d)", done.stdout)
+    (overlapped,) = (code for wait, code in pairwise(waits) if wait == "0x1")
+    assert overlapped.count("MUFU.EX2") >= attention_sm90.KEYS / 2
 
 
 def test_a_planted_serialised_product_is_said(nvrtc: Nvrtc, tmp_path: Path) -> None:
