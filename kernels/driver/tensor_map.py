@@ -76,7 +76,7 @@ class TensorMap:
 
 
 def plain(described: TensorMap) -> bytes:
-    """The simulator's 128 bytes; `sources/tensor_map.h` reads them."""
+    """The simulator's 128 bytes; `sources/hopper_host.h` reads them."""
     missing = MOST_DIMENSIONS - len(described.sizes)
     packed = _PLAIN.pack(
         _MAGIC,

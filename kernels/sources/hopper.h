@@ -83,6 +83,11 @@ __device__ __forceinline__ void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
+// The same as the last thing that a block does: what it did in the other blocks is done.
+__device__ __forceinline__ void leave_cluster() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
 #define HOST_CLUSTER(blocks)
 
 // A named barrier (1 to 15) of some of the block's warps.

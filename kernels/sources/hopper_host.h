@@ -31,7 +31,8 @@ static_assert(sizeof(Phase) == 8, "a barrier's eight bytes");
 
 static Phase* phase_of(unsigned long long* barrier) {
     Phase* phase = reinterpret_cast<Phase*>(barrier);
-    require(phase->count != 0xFFFF, "a barrier in shared memory that was never begun");
+    const bool begun = phase->count && phase->count != 0xFFFF;  // what shared memory is poisoned with
+    require(begun, "a barrier in shared memory that was never begun");
     return phase;
 }
 
@@ -221,6 +222,7 @@ static inline void cluster_barrier() {
     host::wait_until({host::turned, &host::all_blocks.turn, turn,
                       "a barrier of the cluster that not all threads reach"});
 }
+static inline void leave_cluster() { cluster_barrier(); }
 #define HOST_CLUSTER(blocks) static const unsigned host_cluster = host::cluster_blocks = blocks;
 
 static inline void require_aligned(const void* memory) {

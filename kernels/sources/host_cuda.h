@@ -1,10 +1,11 @@
 // CUDA's language on the host, so that a kernel's own source runs under a C++ compiler.
 //
 // Each thread of a block is a fibre; a barrier hands control back until all have arrived. Blocks run
-// one after the other, those of a cluster side by side. Shared memory is poisoned before each block. HOST_CUDA_ORDER=reverse runs
-// threads and blocks backwards, so that a result which leans on an order shows. A barrier that not
-// all threads reach ends the launch with a message, and so does a wait for what nobody does, or a
-// write past the end of the dynamic shared memory.
+// one after the other, those of a cluster side by side. HOST_CUDA_ORDER=reverse runs threads and
+// blocks backwards, so that a result which leans on an order shows. Shared memory is poisoned before
+// each block: NaN and true, or zero and false where all goes backwards. A barrier that not all threads
+// reach ends the launch with a message, and so does a wait for what nobody does, or a write past the
+// end of the dynamic shared memory.
 #pragma once
 #include <ucontext.h>
 
@@ -257,10 +258,11 @@ static bool run_block(unsigned rank, unsigned block_threads, unsigned threads) {
 
 // A block, or those of a cluster: `first` and the next ones along x.
 static const char* run_cluster(const Index3& first, unsigned block_threads) {
+    const int poison = backwards ? 0 : 0xFF;
     if (__start_shared_memory)
-        memset(__start_shared_memory, 0xFF, size_t(__stop_shared_memory - __start_shared_memory));
+        memset(__start_shared_memory, poison, size_t(__stop_shared_memory - __start_shared_memory));
     for (unsigned rank = 0; rank < cluster_blocks; rank++) {
-        memset(dynamic_memory[rank], 0xFF, dynamic_bytes);
+        memset(dynamic_memory[rank], poison, dynamic_bytes);
         memset(dynamic_memory[rank] + dynamic_bytes, 0xA5, kGuard);
     }
     block_number++;

@@ -112,12 +112,13 @@ __device__ __forceinline__ float load_fresh(const float* from) {
 }
 
 // Leaves this split's sums and, where it is the last of its tile, takes all together; false for the
-// others, which have nothing to store. `word` is four bytes of shared memory.
+// others, which have nothing to store. `words` are four bytes of shared memory for each owner.
 __device__ __forceinline__ bool join_splits(const Tiles& tiles, const Piece& piece,
-                                            float (&sums)[kStrips][kGroupColumns / 2], int* word) {
+                                            float (&sums)[kStrips][kGroupColumns / 2], int* words) {
     const int group = threadIdx.x / kWarpgroup, splits = tiles.splits;
     const int thread = APART ? threadIdx.x % kWarpgroup : threadIdx.x - kWarpgroup;
     const int together = APART ? 2 + group : 3;  // a named barrier
+    int* const word = words + (APART ? group - 1 : 0);
     const long long size = TILE_ROWS * TILE_COLUMNS;
     float* const all = tiles.partial + (long long)piece.tile * splits * size + thread;
     float* const own = all + piece.split * size;
@@ -164,7 +165,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
     DYNAMIC_SHARED(memory);
     Barrier* const full = reinterpret_cast<Barrier*>(memory + STAGES * kStageBytes);
     Barrier* const empty = full + STAGES;
-    int* const word = reinterpret_cast<int*>(empty + STAGES);
+    int* const words = reinterpret_cast<int*>(empty + STAGES);
     const int group = threadIdx.x / kWarpgroup, blocks = source.blocks();
     const int first_index = blockIdx.x / CLUSTER, indices = gridDim.x / CLUSTER;
     if (threadIdx.x == 0) {
@@ -252,7 +253,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
 #pragma unroll
             for (int i = 0; i < kStrips; i++) settle(sums[i]);
             give_back(empty + last);
-            if (tiles.splits > 1 && !join_splits(tiles, piece, sums, word + consumer))
+            if (tiles.splits > 1 && !join_splits(tiles, piece, sums, words))
                 continue;
 #pragma unroll
             for (int i = 0; i < kStrips; i++) {
@@ -268,5 +269,5 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         }
     }
     // The other block may still arrive here.
-    if (CLUSTER > 1) cluster_barrier();
+    if (CLUSTER > 1) leave_cluster();
 }

@@ -224,9 +224,10 @@ def test_splits_of_the_depth_are_added_once(splits: int, order: str) -> None:
         epilogue=epilogue,
     )
     check(product, SMALL, splits=splits)
+    check(product, SMALL, splits=splits, in_place=True)
 
 
-def test_splits_of_two_strips_and_of_geglu() -> None:
+def test_splits_of_two_strips_and_of_geglu(order: str) -> None:
     plain = Product(dtype="float16", rows=130, columns=96, depth=136)
     check(plain, Tile(256, 80), splits=2)
     epilogue = Epilogue(bias=True, activation="geglu")

@@ -123,7 +123,7 @@ def test_a_missing_barrier_shows(
     barriers: KernelBench, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     monkeypatch.setenv("HOST_CUDA_ORDER", order)
-    wanted = np.roll(np.arange(64, dtype=np.float32), -1)
+    wanted = np.roll(np.arange(1, 65, dtype=np.float32), -1)
     for kernel, right in (("with_barrier", True), ("no_barrier", False)):
         values = barriers.poisoned([64], "f4")
         barriers.run(kernel, Launch(grid=(1, 1, 1), block=(64, 1, 1)), values)

@@ -10,6 +10,8 @@ import pytest
 from diffusion_rt.kernels import attention_sm90
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.compile import CompileError, Nvrtc
+from diffusion_rt.kernels.cubin import facts
+from diffusion_rt.kernels.tiles_sm90 import WARPGROUP
 
 # Those of bfloat16 differ in the types of instructions alone; test_catalogue reads their costs.
 VARIANTS = [v for v in CATALOGUE.values() if v.suffix and v.name.endswith(".float16")]
@@ -50,6 +52,11 @@ def test_the_machine_code_is_what_was_meant(
     touched = re.search(r"\b(LDG|STG|UTMALDG|ATOMG|REDG)\b", code)
     assert touched is not None
     assert 0 < code.find("ACQBULK") < touched.start()
+    # Warpgroups share out just the registers that the block begins with: where one waits for more
+    # than there are, it waits for ever.
+    found, groups = facts(image.read_bytes(), variant.kernel), variant.threads // WARPGROUP
+    least, most = sorted(int(n, 16) for n in re.findall(r"\bUSETMAXREG\.\S+ .*?(0x\w+) ;", code))
+    assert least + (groups - 1) * most == groups * found.registers
     # Nobody waits for the whole chip's memory between products: a fence of the wrong scope would.
     between = code[code.index("HGMMA") : code.rindex("HGMMA")]
     assert "MEMBAR" not in between
