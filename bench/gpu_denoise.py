@@ -67,7 +67,7 @@ class Loop:
                 "layer_norm.float16",
                 layer_norm.launch(one // COLUMNS, COLUMNS),
                 *(self.input.address + 2 * row * one, at, at + 2 * COLUMNS),
-                *(self.prediction.address + 2 * row * one, COLUMNS, EPSILON),
+                *(self.prediction.address + 2 * row * one, one // COLUMNS, COLUMNS, EPSILON),
             )
         tables = (self.cursor, self.steps, self.prediction)
         statistics = guided_step.statistics_launch(*sizes)

@@ -58,7 +58,7 @@ class LayerNorm:
             return excess(found["output"], plain.astype(self.dtype), truth)
 
         return Built(
-            enqueue=lambda: bench.launch(self.name, launch, *buffers, self.columns, EPSILON),
+            enqueue=lambda: bench.launch(self.name, launch, *buffers, *shape, EPSILON),
             outputs={"output": (out, shape, self.dtype)},
             check=check,
         )

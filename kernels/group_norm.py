@@ -23,6 +23,7 @@ MOST_CHANNELS = MOST_THREADS * VECTOR
 MOST_CHUNKS = 256  # of an image, for the statistics
 AT_ONCE = 4  # pixels that a thread has under way
 APPLIED_PIXELS = 8  # of a thread, for the normalisation
+FAST = ("ex2.approx.ftz.f32", "rcp.approx.ftz.f32")  # of a SiLU; the exact ones are bound by issue
 
 STATISTICS_PARAMETERS = (
     Parameter("first", "pointer", alignment=16),  # [images, pixels, C] or [..., C1]
@@ -202,6 +203,7 @@ def _variants(dtype: str) -> tuple[Variant, ...]:
             registers=96,
             overlaps=True,
             threads=MOST_THREADS,
+            instructions=FAST if activate and dtype != "float32" else (),
         )
         for activate, suffix in enumerate(("", "_silu"))
     )

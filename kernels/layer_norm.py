@@ -11,15 +11,16 @@ from diffusion_rt.kernels.driver.launch import Launch
 from diffusion_rt.kernels.tiles import ELEMENTS
 from diffusion_rt.kernels.variant import Variant
 
-VECTOR = 8  # columns of a thread
-MOST_THREADS = 256
-WARP = 32
+VECTOR = 8  # columns that a thread takes at once
+MOST_COLUMNS = 8 * 32 * VECTOR  # of a warp, which takes a row
+ROWS = 4  # of a block
 
 PARAMETERS = (
     Parameter("input", "pointer", alignment=16),  # [rows, columns]
     Parameter("weight", "pointer", alignment=16),  # [columns]
     Parameter("bias", "pointer", alignment=16),  # [columns]
     Parameter("output", "pointer", alignment=16),  # [rows, columns]; may be the input
+    Parameter("rows", "int32"),
     Parameter("columns", "int32"),
     Parameter("epsilon", "float32"),
 )
@@ -31,23 +32,22 @@ VARIANTS = tuple(
         source="layer_norm.cu",
         constants=(("ELEMENT", element),),
         parameters=PARAMETERS,
-        registers=56,
+        registers=96,
         overlaps=True,
-        shared_bytes=32,
+        threads=32 * ROWS,
     )
     for dtype, (element, _) in ELEMENTS.items()
 )
 
 
 def launch(rows: int, columns: int) -> Launch:
-    """One block for each row; raises Misuse where the kernel does not take the columns."""
-    most = MOST_THREADS * VECTOR
-    if columns % VECTOR or not 0 < columns <= most:
+    """A warp for each row; raises Misuse where the kernel does not take the columns."""
+    if columns % VECTOR or not 0 < columns <= MOST_COLUMNS:
         raise Misuse(
-            f"layer_norm over {columns} columns; a multiple of {VECTOR} up to {most} is wanted"
+            f"layer_norm over {columns} columns; a multiple of {VECTOR} up to {MOST_COLUMNS} is "
+            "wanted"
         )
-    threads = -(-columns // VECTOR // WARP) * WARP
-    return Launch(grid=(rows, 1, 1), block=(threads, 1, 1))
+    return Launch(grid=(-(-rows // ROWS), 1, 1), block=(32 * ROWS, 1, 1))
 
 
 def reference(

@@ -79,7 +79,7 @@ def group_norms(operation: p.GroupNorm, plan: p.Plan, chip: Chip) -> Ways:
 
 
 def layer_norms(operation: p.LayerNorm, plan: p.Plan, chip: Chip) -> Ways:
-    """One block for each row."""
+    """A warp for each row."""
     source, output = operation.source, operation.output
     want_contiguous(source, output)
     rows, columns = output.shape
@@ -88,10 +88,11 @@ def layer_norms(operation: p.LayerNorm, plan: p.Plan, chip: Chip) -> Ways:
 
     def calls(places: Places) -> tuple[Call, ...]:
         weights = places.weight(operation.weight), places.weight(operation.bias)
-        values = (places.view(source), *weights, places.view(output), columns, operation.epsilon)
+        sizes = (rows, columns, operation.epsilon)
+        values = (places.view(source), *weights, places.view(output), *sizes)
         return (Call(variant, launch, values),)
 
-    return Ways("", (Way(name="one block a row", variants=(variant,), calls=calls),))
+    return Ways("", (Way(name="a warp a row", variants=(variant,), calls=calls),))
 
 
 def copies(operation: p.Copy, plan: p.Plan, chip: Chip) -> Ways:

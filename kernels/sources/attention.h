@@ -1,20 +1,14 @@
-// What the attention kernels share: the numbers of a head, and the exponential.
+// What the attention kernels share: the numbers of a head.
 //
 // A head's row is `head_size` neighbouring numbers, a multiple of 8 up to the variant's HEAD;
 // strides say, in elements, how far the next batch, token and head lie. Grid: (blocks of queries,
 // heads, batch). Scores are scaled by scale * log2(e), so that exp2 serves for exp.
 #pragma once
+#include "approximate.h"
 
-// exp2, flushing what is under 2^-126 to zero.
 #ifdef __CUDACC__
-__device__ __forceinline__ float exp2_of(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xFF800000u); }
 #else
-static inline float exp2_of(float x) { return exp2f(x); }
 static inline float minus_infinity() { return -INFINITY; }
 #endif
 

@@ -97,17 +97,6 @@ struct Softmax {
     }
 };
 
-// Of a sum of weights, which is at least 1; to one unit of the last place.
-__device__ __forceinline__ float inverse(float sum) {
-#ifdef __CUDACC__
-    float result;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(sum));
-    return result;
-#else
-    return 1 / sum;
-#endif
-}
-
 // Sums of products as the left factor of the next product.
 __device__ __forceinline__ void to_fragments(const float (&weights)[kKeys / 2],
                                              unsigned (&fragments)[kKeys / 16][4]) {

@@ -1,6 +1,7 @@
 // Group normalisation from the moments of group_statistics, then SiLU where ACTIVATE is 1, NHWC. The
 // channels lie in one source, or side by side in two.
 #include "kernel.h"
+#include "activation.h"
 #include "sources.h"
 #include "vector.h"
 
@@ -16,18 +17,20 @@ extern "C" __global__ void __launch_bounds__(kMostThreads)
                int output_stride, int groups, int chunk_pixels, int lanes) {
     release_successor();
     wait_for_predecessor();
-    const int vectors = channels / kVector, width = channels / groups;
+    const int vectors = channels / kVector, width = channels / groups;  // of a group
     const int lane = threadIdx.x / vectors, channel = threadIdx.x % vectors * kVector;
     if (lane >= lanes) return;
     const Vector<ELEMENT> w = *reinterpret_cast<const Vector<ELEMENT>*>(weight + channel);
     const Vector<ELEMENT> b = *reinterpret_cast<const Vector<ELEMENT>*>(bias + channel);
     float mean[kVector], scale[kVector], shift[kVector];
+    int group = channel / width, last = (group + 1) * width - 1;  // its last channel
 #pragma unroll
     for (int i = 0; i < kVector; i++) {
-        const float* moment = moments + (blockIdx.y * groups + (channel + i) / width) * 2;
+        const float* moment = moments + (blockIdx.y * groups + group) * 2;
         mean[i] = moment[0];
         scale[i] = moment[1] * to_float(w.values[i]);
         shift[i] = to_float(b.values[i]);
+        if (channel + i == last) group++, last += width;
     }
     const int begin = blockIdx.x * chunk_pixels;
     const int end = pixels - begin < chunk_pixels ? pixels : begin + chunk_pixels;
@@ -51,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(kMostThreads)
 #pragma unroll
                 for (int i = 0; i < kVector; i++) {
                     float y = (to_float(loaded[j].values[i]) - mean[i]) * scale[i] + shift[i];
-                    if (ACTIVATE) y = y / (1 + expf(-y));
+                    if (ACTIVATE) y = sizeof(ELEMENT) == 2 ? fast_silu(y) : silu(y);
                     store(out.values + i, y);
                 }
                 const long long to = (image + pixel + j * lanes) * output_stride + channel;

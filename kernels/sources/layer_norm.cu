@@ -1,50 +1,56 @@
-// Layer normalisation (Ba et al., 2016) of each row, held in registers between its two passes.
+// Layer normalisation (Ba et al., 2016): a warp for each row, which it holds in registers.
 #include "kernel.h"
 #include "reduce.h"
 #include "vector.h"
 
-enum { kMostThreads = 256 };
+enum { kRows = 4, kMostVectors = 8 };  // of a block, and of a thread
 
-// grid (rows), one thread for eight columns; the block is rounded up to whole warps
-extern "C" __global__ void __launch_bounds__(kMostThreads)
+// grid (rows / kRows, rounded up); input and output [rows, columns]
+extern "C" __global__ void __launch_bounds__(kRows* kWarp)
     layer_norm(const ELEMENT* input, const ELEMENT* weight, const ELEMENT* bias, ELEMENT* output,
-               int columns, float epsilon) {
+               int rows, int columns, float epsilon) {
     release_successor();
     wait_for_predecessor();
-    __shared__ float scratch[kMostThreads / kWarp];
-    const long long row = (long long)blockIdx.x * columns;
-    const int first = threadIdx.x * kVector;
-    const bool inside = first < columns;
+    const int lane = threadIdx.x % kWarp, row = blockIdx.x * kRows + threadIdx.x / kWarp;
+    if (row >= rows) return;
+    const int vectors = columns / kVector;
+    const long long first = (long long)row * vectors + lane;
+    const auto* const from = reinterpret_cast<const Vector<ELEMENT>*>(input) + first;
+    const auto* const weights = reinterpret_cast<const Vector<ELEMENT>*>(weight) + lane;
+    const auto* const biases = reinterpret_cast<const Vector<ELEMENT>*>(bias) + lane;
+    auto* const to = reinterpret_cast<Vector<ELEMENT>*>(output) + first;
 
-    float x[kVector];
-    float sum = 0;
-    Vector<ELEMENT> w = {}, b = {};  // loaded with the row: one trip to memory, not two
-    if (inside) {
-        w = *reinterpret_cast<const Vector<ELEMENT>*>(weight + first);
-        b = *reinterpret_cast<const Vector<ELEMENT>*>(bias + first);
-        const Vector<ELEMENT> loaded =
-            *reinterpret_cast<const Vector<ELEMENT>*>(input + row + first);
+    Vector<ELEMENT> x[kMostVectors];  // all loads are under way at once
 #pragma unroll
-        for (int i = 0; i < kVector; i++) sum += x[i] = to_float(loaded.values[i]);
-    }
-    const float mean = block_sum(sum, scratch) / columns;
-
-    float square = 0;
-    if (inside) {
+    for (int i = 0; i < kMostVectors; i++)
+        if (lane + i * kWarp < vectors) x[i] = from[i * kWarp];
+    float sum = 0, square = 0;
 #pragma unroll
-        for (int i = 0; i < kVector; i++) {
-            x[i] -= mean;
-            square += x[i] * x[i];
+    for (int i = 0; i < kMostVectors; i++)
+        if (lane + i * kWarp < vectors)
+#pragma unroll
+            for (int j = 0; j < kVector; j++) sum += to_float(x[i].values[j]);
+    const float mean = warp_sum(sum) / columns;
+#pragma unroll
+    for (int i = 0; i < kMostVectors; i++)
+        if (lane + i * kWarp < vectors)
+#pragma unroll
+            for (int j = 0; j < kVector; j++) {
+                const float off = to_float(x[i].values[j]) - mean;
+                square += off * off;
+            }
+    const float scale = 1 / sqrtf(warp_sum(square) / columns + epsilon);
+#pragma unroll
+    for (int i = 0; i < kMostVectors; i++)
+        if (lane + i * kWarp < vectors) {
+            const Vector<ELEMENT> w = weights[i * kWarp], b = biases[i * kWarp];
+            Vector<ELEMENT> out;
+#pragma unroll
+            for (int j = 0; j < kVector; j++) {
+                const float normal = (to_float(x[i].values[j]) - mean) * scale;
+                store(out.values + j, normal * to_float(w.values[j]) + to_float(b.values[j]));
+            }
+            to[i * kWarp] = out;
         }
-    }
-    const float scale = 1 / sqrtf(block_sum(square, scratch) / columns + epsilon);
-
-    if (inside) {
-        Vector<ELEMENT> out;
-#pragma unroll
-        for (int i = 0; i < kVector; i++)
-            store(out.values + i, x[i] * scale * to_float(w.values[i]) + to_float(b.values[i]));
-        *reinterpret_cast<Vector<ELEMENT>*>(output + row + first) = out;
-    }
 }
 HOST_KERNEL(layer_norm)

@@ -35,7 +35,7 @@ def test_layer_norm_is_its_reference(
     weight, bias = rounded(rng.normal(size=(2, columns)), dtype)
     out = kernels.poisoned(x.shape, storage(dtype))
     buffers = (*(kernels.put(stored(array, dtype)) for array in (x, weight, bias)), out)
-    kernels.run("layer_norm", layer_norm.launch(rows, columns), *buffers, columns, EPSILON)
+    kernels.run("layer_norm", layer_norm.launch(rows, columns), *buffers, rows, columns, EPSILON)
     got = read(kernels.get(out, x.shape, storage(dtype)), dtype).astype(np.float64)
     truth = layer_norm.reference(x, weight, bias, EPSILON)
     single = x.astype(np.float32)
@@ -51,7 +51,7 @@ def test_a_constant_row_becomes_the_bias(bench: tuple[KernelBench, str]) -> None
     place = kernels.put(stored(x, dtype))
     scales = (kernels.put(stored(weight, dtype)), kernels.put(stored(bias, dtype)))
     buffers = (place, *scales, place)  # In place, too.
-    kernels.run("layer_norm", layer_norm.launch(2, 72), *buffers, 72, EPSILON)
+    kernels.run("layer_norm", layer_norm.launch(2, 72), *buffers, 2, 72, EPSILON)
     got = read(kernels.get(place, x.shape, storage(dtype)), dtype)
     np.testing.assert_array_equal(got, [bias, bias])
 
