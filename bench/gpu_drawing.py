@@ -121,7 +121,9 @@ class Drawer:
         }
         spec = engine.inputs["latent"]
         scaled = unscale(latents, vae).astype(DTYPES[spec.dtype])
-        return to_pixels(run(engine, {"latent": scaled}, sizes)["image"].astype(np.float32))
+        pixels = to_pixels(run(engine, {"latent": scaled}, sizes)["image"])
+        assert pixels is not None, "pixels that are finite"
+        return pixels
 
     def engine(self, graph: str) -> Engine:
         """An engine of the backend, opened when it is first wanted."""

@@ -19,7 +19,7 @@ from diffusion_rt.engines.errors import OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.runtime.conditioning import Conditioner, Conditioning
-from diffusion_rt.runtime.decode import Decoder, to_pixels
+from diffusion_rt.runtime.decode import Decoder
 from diffusion_rt.runtime.denoise import Guidance, denoise, denoise_on_device
 from diffusion_rt.runtime.memory import Fit, Tiling, budget, fit, fit_device
 from diffusion_rt.runtime.noise import NoiseSource, make_noise
@@ -322,8 +322,7 @@ class Pipeline:
         images = []
         for index, latent in enumerate(latents):
             progress("decode", index, len(latents))
-            pixels = to_pixels(self._decoder.decode(latent, room.tile)[None])[0]
-            images.append(Image.fromarray(pixels))
+            images.append(Image.fromarray(self._decoder.decode(latent, room.tile)))
         progress("decode", len(latents), len(latents))
         return images
 
