@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_rt.engines.device.captured import Captured, CapturedEngine
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import Arrays, Layout
 from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine
@@ -16,7 +17,7 @@ from diffusion_rt.engines.spec import Dtype
 from diffusion_rt.kernels import guided_step, prepare, select_rows
 from diffusion_rt.kernels.catalogue import CATALOGUE
 from diffusion_rt.kernels.driver import part
-from diffusion_rt.kernels.driver.interface import Graph, Span, Stream
+from diffusion_rt.kernels.driver.interface import Span, Stream
 from diffusion_rt.kernels.step_table import (
     CURSOR,
     MAX_ORDER,
@@ -64,21 +65,20 @@ class Bucket:
         self,
         gpu: Gpu,
         size: Size,
-        *,
-        step: DeviceEngine,
         prompt: DeviceEngine,
         timestep: DeviceEngine,
+        step: DeviceEngine,
     ) -> None:
-        """Take the memory and bind `step`, which is closed with the bucket.
+        """Take the memory and bind the parts of the UNet, which are closed with the bucket.
 
-        `prompt` and `timestep` are only asked what they read and write. Raises OutOfMemory.
+        Raises OutOfMemory.
         """
         self.size = size
         self._gpu = gpu
         self._step = step
+        self._prompt, self._timestep = CapturedEngine(prompt), CapturedEngine(timestep)
+        self._evaluation = Captured(self._enqueue, lambda: step.generation)
         self._fixed = Arrays(gpu.device)
-        self._graph: Graph | None = None
-        self._generation = step.generation
         self._tables: _Tables | None = None
         latent = step.inputs["latent"].dtype
         predicted = step.outputs["prediction"].dtype
@@ -93,6 +93,7 @@ class Bucket:
                 )
             }
             self._allocate(prompt, timestep)
+            self._prompt.bind(self.prompt)
             step.bind(self._bindings)
         except BaseException:
             self.close()
@@ -134,14 +135,15 @@ class Bucket:
 
     def reserve(self, evaluations: int) -> None:
         """Make the tables large enough; no work on them may be under way."""
-        if self._tables is not None:
-            if evaluations <= self._tables.evaluations:
-                return
-            self._drop_graph()
-            self._tables.close()
-            self._tables = None
-        rows = max(AT_ONCE, 1 << (evaluations - 1).bit_length())
-        self._tables = _Tables(self._gpu, self.size, self.prompt["added"], self._projection, rows)
+        if self._tables is None or evaluations > self._tables.evaluations:
+            self._evaluation.close()
+            if self._tables is not None:
+                self._tables.close()
+                self._tables = None
+            rows = max(AT_ONCE, 1 << (evaluations - 1).bit_length())
+            added = self.prompt["added"]
+            self._tables = _Tables(self._gpu, self.size, added, self._projection, rows)
+        self._timestep.bind(self._projection_runs(evaluations)[0])
 
     def fill(
         self,
@@ -167,7 +169,28 @@ class Bucket:
             (self._state, start.astype(np.float32, copy=False)),
         ]
 
-    def projection_runs(self, evaluations: int) -> list[dict[str, DeviceArray]]:
+    def begin(self, stream: Stream, evaluations: int) -> None:
+        """Run what comes before the first evaluation: the prompt's part, then the timesteps'."""
+        self._prompt.enqueue(stream)
+        self._repeat_added(stream, evaluations)
+        for buffers in self._projection_runs(evaluations):
+            self._timestep.bind(buffers)
+            self._timestep.enqueue(stream)
+
+    def evaluate(self, stream: Stream) -> None:
+        """Put one evaluation on the stream."""
+        self._evaluation.enqueue(stream)
+
+    def close(self) -> None:
+        """Give everything back; no work on it may be under way."""
+        self._evaluation.close()
+        for engine in (self._prompt, self._timestep, self._step):
+            engine.close()
+        if self._tables is not None:
+            self._tables.close()
+        self._fixed.close()
+
+    def _projection_runs(self, evaluations: int) -> list[dict[str, DeviceArray]]:
         """What unet_timestep is bound to, run by run, to fill the tables of projections."""
         tables, batch = self._reserved(), self.size.batch
         runs = []
@@ -180,7 +203,7 @@ class Bucket:
             runs.append(run)
         return runs
 
-    def repeat_added(self, stream: Stream, evaluations: int) -> None:
+    def _repeat_added(self, stream: Stream, evaluations: int) -> None:
         """Put `added` [batch, p] once for each evaluation of a run where unet_timestep reads it."""
         source, place = self.prompt["added"], self._reserved().added
         stream.copy(place, source)
@@ -189,24 +212,6 @@ class Bucket:
             more = min(have, wanted - have)
             stream.copy(part(place, have, more), part(place, 0, more))
             have += more
-
-    def evaluate(self, stream: Stream) -> None:
-        """Put one evaluation on the stream; captured once one has run, replayed from then on."""
-        if self._graph is not None and self._generation == self._step.generation:
-            self._graph.replay(stream)
-            return
-        self._enqueue(stream)
-        self._drop_graph()
-        self._generation = self._step.generation
-        self._graph = stream.capture(lambda: self._enqueue(stream))
-
-    def close(self) -> None:
-        """Give everything back; no work on it may be under way."""
-        self._drop_graph()
-        self._step.close()
-        if self._tables is not None:
-            self._tables.close()
-        self._fixed.close()
 
     def _enqueue(self, stream: Stream) -> None:
         size, tables = self.size, self._reserved()
@@ -240,11 +245,6 @@ class Bucket:
     def _reserved(self) -> "_Tables":
         assert self._tables is not None, "reserve comes first"
         return self._tables
-
-    def _drop_graph(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
-        self._graph = None
 
 
 class _Tables:

@@ -4,8 +4,7 @@ Conditioning and timesteps run through their parts of the UNet once, before the 
 what they give stays on the device.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -15,11 +14,11 @@ from diffusion_rt.engines.device.bucket import Bucket, Size
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import Pinned, Slots
-from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine, DeviceGraphs
+from diffusion_rt.engines.device.protocol import DeviceEngine, DeviceGraphs
+from diffusion_rt.engines.device.recent import Recent
 from diffusion_rt.engines.errors import BadInput, OutOfMemory, not_finite
 from diffusion_rt.engines.protocol import Buffers, Evaluations
 from diffusion_rt.kernels import driver
-from diffusion_rt.kernels.driver.interface import Stream
 from diffusion_rt.kernels.step_table import ALL_FINITE, CURSOR
 
 Array = NDArray[np.float32]
@@ -84,16 +83,15 @@ class _Loop:
     """Open engines, a stream, and the sizes used last."""
 
     def __init__(self, graphs: DeviceGraphs, gpu: Gpu, kept: int) -> None:
-        self._graphs, self._gpu, self._kept = graphs, gpu, kept
+        self._graphs, self._gpu = graphs, gpu
         device = gpu.device
-        # The step opened here is never bound: it keeps the weights while sizes come and go.
-        self._opened = _open(graphs, "unet_prompt", "unet_timestep", "unet_step")
-        self._prompt, self._timestep = _Once(self._opened[0]), _Once(self._opened[1])
+        # Never bound: they keep the weights while sizes come and go.
+        self._opened = open_parts(graphs)
         self._stream = device.stream()
         self._passed = [device.event() for _ in range(AHEAD)]
         self._sent, self._fetched = Pinned(device), Pinned(device)
         self._noise = Slots(device, AHEAD)
-        self._buckets: OrderedDict[Size, Bucket] = OrderedDict()
+        self._buckets: Recent[Size, Bucket] = Recent(kept)
 
     def run(
         self,
@@ -116,11 +114,7 @@ class _Loop:
                 values = np.repeat(conditioning[name], size.images, axis=0)
                 transfers.append((place, values.astype(place.dtype, copy=False)))
             self._sent.send(self._stream, transfers)
-            self._prompt.enqueue(self._stream)
-            bucket.repeat_added(self._stream, count)
-            for buffers in bucket.projection_runs(count):
-                self._timestep.bind(buffers)
-                self._timestep.enqueue(self._stream)
+            bucket.begin(self._stream, count)
             self._evaluate(bucket, evaluations.draws, iter(noise), report)
             latents, counter = self._fetched.fetch(self._stream, bucket.result)
         except BaseException:
@@ -158,36 +152,15 @@ class _Loop:
 
         What binds may move scratch memory, so nothing is under way yet.
         """
-        while True:
-            try:
-                if size not in self._buckets:
-                    self._buckets[size] = self._make(size)
-                bucket = self._buckets[size]
-                self._buckets.move_to_end(size)
-                bucket.reserve(evaluations)
-                self._prompt.bind(bucket.prompt)
-                self._timestep.bind(bucket.projection_runs(evaluations)[0])
-                break
-            except OutOfMemory as error:
-                others = [known for known in self._buckets if known != size]
-                if others:
-                    self._buckets.pop(others[0]).close()
-                    continue
-                if size in self._buckets:
-                    self._buckets.pop(size).close()
-                raise self._too_large(size, str(error)) from None
-        while len(self._buckets) > self._kept:
-            self._buckets.popitem(last=False)[1].close()
-        return bucket
+        try:
+            return self._buckets.use(
+                size, lambda: self._make(size), lambda bucket: bucket.reserve(evaluations)
+            )
+        except OutOfMemory as error:
+            raise self._too_large(size, str(error)) from None
 
     def _make(self, size: Size) -> Bucket:
-        return Bucket(
-            self._gpu,
-            size,
-            step=self._graphs.open("unet_step"),
-            prompt=self._prompt.engine,
-            timestep=self._timestep.engine,
-        )
+        return Bucket(self._gpu, size, *open_parts(self._graphs))
 
     def _too_large(self, size: Size, said: str) -> OutOfMemory:
         _, height, width = size.latent_shape
@@ -199,9 +172,7 @@ class _Loop:
 
     def close(self) -> None:
         self._stream.synchronize()
-        for bucket in self._buckets.values():
-            bucket.close()
-        self._buckets.clear()
+        self._buckets.close()
         for engine in self._opened:
             engine.close()
         self._sent.close()
@@ -212,28 +183,11 @@ class _Loop:
         self._stream.close()
 
 
-class _Once:
-    """An engine that runs before the first evaluation, bound to one size after the other."""
-
-    def __init__(self, engine: DeviceEngine) -> None:
-        self.engine = engine
-        self._bound: Mapping[str, DeviceArray] = {}
-
-    def bind(self, buffers: Mapping[str, DeviceArray]) -> None:
-        if buffers != self._bound:
-            self._bound = {}
-            self.engine.bind(buffers)
-            self._bound = dict(buffers)
-
-    def enqueue(self, stream: Stream) -> None:
-        self.engine.enqueue(stream)
-
-
-def _open(graphs: DeviceGraphs, *names: str) -> list[DeviceEngine]:
-    """The three parts of the UNet, or none of them."""
+def open_parts(graphs: DeviceGraphs) -> list[DeviceEngine]:
+    """The three parts of the UNet (prompt, timestep, step), or none of them."""
     opened: list[DeviceEngine] = []
     try:
-        for name in names:
+        for name in ("unet_prompt", "unet_timestep", "unet_step"):
             opened.append(graphs.open(name))
         check_parts(*opened)
     except BaseException:

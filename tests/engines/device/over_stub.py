@@ -191,24 +191,37 @@ def check(denoiser: DeviceDenoiser, images: int, count: int, seed: int) -> None:
     assert wanted.std() > 0.02
 
 
+def captures(calls: list[str]) -> list[list[str]]:
+    """What stands between the beginning and the end of each capture."""
+    begins = (i + 1 for i, call in enumerate(calls) if call == "cuStreamBeginCapture")
+    return [calls[begin : calls.index("cuStreamEndCapture", begin)] for begin in begins]
+
+
+STEP, PROMPT, TIMESTEP = ["cuLaunchKernelEx"] * 5, ["cuMemcpyAsync"] * 2, ["cuMemcpyAsync"]
+
+
 def test_latents_and_the_order_of_calls(gpu: Gpu, journal: Journal) -> None:
     denoiser = DeviceDenoiser(StandIns(gpu), gpu)
     check(denoiser, images=1, count=1, seed=1)
     calls = journal.take()
-    inside = calls[calls.index("cuStreamBeginCapture") + 1 : calls.index("cuStreamEndCapture")]
-    assert inside == ["cuLaunchKernelEx"] * 5, "in a capture nothing but launches"
-    assert calls.count("cuStreamBeginCapture") == 1
+    assert not captures(calls), "what came once was captured"
+    assert "cuGraphLaunch" not in calls
 
-    for count, images in ((9, 1), (30, 1), (70, 1)):
-        check(denoiser, images=images, count=count, seed=count)
+    for count, captured, before in (
+        (9, [PROMPT, STEP], 1),  # other timesteps than those of one evaluation
+        (30, [], 1),
+        (30, [TIMESTEP], 2),
+        (30, [], 2),
+        (70, [STEP], 1),  # the 65th evaluation wants larger tables
+    ):
+        check(denoiser, images=1, count=count, seed=count)
         calls, arguments = journal.calls[:], journal.arguments[:]
         journal.take()
-        first = calls.index("cuGraphLaunch")
-        last = len(calls) - 1 - calls[::-1].index("cuGraphLaunch")
+        assert captures(calls) == captured
+        replays = [i for i, call in enumerate(calls) if call == "cuGraphLaunch"]
+        assert len(replays) == before + count - (count == 70)
+        first, last = replays[before], replays[-1]
         between = calls[first:last]
-        eager = count == 70  # the 65th evaluation wants larger tables, captured anew
-        assert calls.count("cuStreamBeginCapture") == eager
-        assert calls.count("cuGraphLaunch") == count - eager
         assert set(between) <= {
             "cuGraphLaunch",
             "cuEventRecord",

@@ -165,7 +165,8 @@ def test_one_capture_serves_every_order_and_length(unet: Unet, bench: Bench, ord
         assert apart(*both(unet, bench, plan, 2, guidance)) < CLOSE
     # Once to run it, once to capture it; the rest is replayed.
     assert bench.graphs.enqueued.count("unet_step") == 2
-    assert bench.graphs.enqueued.count("unet_prompt") == 4
+    assert bench.graphs.enqueued.count("unet_prompt") == 2
+    assert bench.graphs.runs.count("unet_prompt") == 4
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (4, 9, 5)])
@@ -261,12 +262,19 @@ def test_latents_that_are_not_finite_are_told_as_the_host_tells_them(
     assert "evaluation 4 of 6" in said[0]
 
 
+def test_the_timesteps_are_captured_where_as_many_come_again(unet: Unet, bench: Bench) -> None:
+    for count, enqueued in ((5, 1), (5, 2), (5, 2), (4, 3), (5, 4)):
+        assert apart(*both(unet, bench, plan_of("euler", count), 1, GUIDED)) < CLOSE
+        assert bench.graphs.enqueued.count("unet_timestep") == enqueued
+
+
 def test_memory_that_moved_is_captured_anew(unet: Unet, bench: Bench) -> None:
     for _ in range(3):
         bench.graphs.generation += 1
         host, device = both(unet, bench, plan_of("euler", 3), 1, GUIDED)
         assert apart(host, device) < CLOSE
     assert bench.graphs.enqueued.count("unet_step") == 6
+    assert bench.graphs.enqueued.count("unet_prompt") == 3
 
 
 def test_only_the_sizes_used_last_keep_their_memory(unet: Unet, backend: Backend) -> None:
