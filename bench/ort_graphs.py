@@ -19,7 +19,7 @@ from diffusion_rt.engines.binding import check_buffers
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.onnx_file import MAX_BYTES
 from diffusion_rt.engines.ort.library import PROVIDERS, Provider, check_provider, load_library
-from diffusion_rt.engines.protocol import Buffers, Engine
+from diffusion_rt.engines.protocol import Buffers, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.runtime.pipeline import Pipeline
 
@@ -127,9 +127,9 @@ class GraphEngine:
         self._bound: tuple[Any, dict[str, Any], Any] | None = None
         self._buffers: Buffers = {}
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         """Check the arrays, find or make their places, and copy what will not change."""
-        check_buffers(self._graph, self.inputs, self.outputs, buffers)
+        check_buffers(self._graph, self.inputs, self.outputs, buffers, only)
         key = tuple(sorted((name, array.shape) for name, array in buffers.items()))
         if key not in self._places:
             self._places[key] = self._made(buffers, len(self._places) + 1)

@@ -11,7 +11,7 @@ from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
 from diffusion_rt.bench.gpu_chip import own_peak_device
 from diffusion_rt.engines.choose import open_backend
 from diffusion_rt.engines.model_folder import open_model
-from diffusion_rt.engines.protocol import Backend, Buffers, Denoiser, Engine
+from diffusion_rt.engines.protocol import Backend, Buffers, Denoiser, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.runtime.pipeline import Pipeline
 
@@ -114,9 +114,9 @@ class TimedEngine:
         """Those of the engine."""
         return self._engine.outputs
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         """Bind the engine."""
-        self._engine.bind(buffers)
+        self._engine.bind(buffers, only)
 
     def enqueue(self, stream: int | None = None) -> None:
         """Run the engine, and take the time."""

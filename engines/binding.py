@@ -6,17 +6,24 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.protocol import Buffers
+from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import TensorSpec
 
 Signature = Mapping[str, TensorSpec]
 
 
-def check_buffers(graph: str, inputs: Signature, outputs: Signature, buffers: Buffers) -> None:
+def check_buffers(
+    graph: str,
+    inputs: Signature,
+    outputs: Signature,
+    buffers: Buffers,
+    only: Entries | None = None,
+) -> None:
     """BadInput where `buffers` are not exactly the arrays that the graph needs.
 
     Every input and output has one, of its dtype and rank, C-contiguous, outputs writable; a symbol
-    has one size throughout; and no output lies over another array.
+    has one size throughout; and no output lies over another array. `only` names outputs, and
+    entries that they have.
     """
     specs = {**inputs, **outputs}
     if missing := specs.keys() - buffers.keys():
@@ -35,6 +42,12 @@ def check_buffers(graph: str, inputs: Signature, outputs: Signature, buffers: Bu
             raise BadInput(f"{graph}: {name}: a read-only array, wants one to write to")
         check_shape(graph, spec, array.shape, sizes)
     _check_apart(graph, outputs, buffers)
+    for name, entries in (only or {}).items():
+        if name not in outputs:
+            raise BadInput(f"{graph}: has no output {name}; wants one of {_names(outputs)}")
+        count = buffers[name].shape[0] if buffers[name].ndim else 0
+        if wrong := [entry for entry in entries if not 0 <= entry < count]:
+            raise BadInput(f"{graph}: {name} has {count} entries, none is {wrong[0]}")
 
 
 def check_shape(

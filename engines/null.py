@@ -7,7 +7,7 @@ import numpy as np
 from diffusion_rt.engines.binding import check_buffers
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
-from diffusion_rt.engines.protocol import Buffers, Engine
+from diffusion_rt.engines.protocol import Buffers, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
 
 
@@ -24,11 +24,11 @@ class NullEngine:
         self._buffers: Buffers | None = None
         self._closed = False
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         """Check and keep the arrays, as every engine does."""
         if self._closed:
             raise BadInput(f"{self._graph}: the engine is closed; load it again")
-        check_buffers(self._graph, self.inputs, self.outputs, buffers)
+        check_buffers(self._graph, self.inputs, self.outputs, buffers, only)
         self._buffers = dict(buffers)
 
     def enqueue(self, stream: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """What a backend is: it loads the graphs of a model folder as engines, and nothing else."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.spec import Precision, TensorSpec
 
 Buffers = Mapping[str, NDArray[Any]]
+Entries = Mapping[str, Sequence[int]]  # of an output's first dimension
 FLOAT = {"float32": np.float32, "float16": np.float16}
 
 
@@ -26,12 +27,13 @@ class Engine(Protocol):
         """What the graph writes, by name."""
         ...
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         """Fix the arrays that `enqueue` reads and writes, one for every input and output.
 
         Called once per bucket; a later call replaces the earlier one. Arrays are C-contiguous and
-        stay where they are until the next `bind` or `close`. Raises BadInput where a name, dtype or
-        shape does not fit the signature.
+        stay where they are until the next `bind` or `close`. Of an output that `only` names just
+        those entries will be read: others may stay unwritten. Raises BadInput where a name, dtype
+        or shape does not fit the signature.
         """
         ...
 

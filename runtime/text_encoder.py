@@ -16,7 +16,7 @@ from diffusion_rt.runtime.tokens import Tokenizer
 
 Array = NDArray[np.float32]
 
-# Chunks in one run: the states of all layers come back, 13 MB a chunk for SDXL's second encoder.
+# Chunks in one run: the states of all layers are written, 13 MB a chunk for SDXL's second encoder.
 GROUP = 8
 
 
@@ -80,7 +80,7 @@ class TextEncoder:
                 f"{record.graph} does not give what the manifest says of it "
                 f"({record.layers} layers of {record.width}); export the model again"
             )
-        engine.bind({"input_ids": ids, **outputs})
+        engine.bind({"input_ids": ids, **outputs}, only={"hidden_states": sorted(set(layers))})
         engine.enqueue()
         kept = {layer: hidden[layer].astype(np.float32) for layer in layers}
         pooled = outputs.get("text_embeds", hidden[0, :, 0, :0]).astype(np.float32)

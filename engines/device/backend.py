@@ -23,7 +23,7 @@ class DeviceBackend:
 
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         """One graph, fed from the host and read back there."""
-        return Staged(graph, self._graphs.open(graph, precision), self._gpu.device)
+        return Staged(graph, lambda: self._graphs.open(graph, precision), self._gpu.device)
 
     def denoiser(self) -> Denoiser:
         """The loop on the device; it opens the UNet when first called."""

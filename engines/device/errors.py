@@ -8,6 +8,14 @@ from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.compile import CompileError
 
 
+def with_a_way_out(error: OutOfMemory) -> OutOfMemory:
+    """The same error, with what may be done about it."""
+    return OutOfMemory(
+        f"{error}; end what else uses the GPU (nvidia-smi), ask for a smaller size, or take "
+        "--engine ort"
+    )
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Turn the driver's errors in the block into BadInput, OutOfMemory or Fault about `what`."""

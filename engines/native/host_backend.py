@@ -13,7 +13,7 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.host import HostMemory, laid_out, read_source, run
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic, Plan, Weight
-from diffusion_rt.engines.protocol import Buffers, Denoiser, Engine
+from diffusion_rt.engines.protocol import Buffers, Denoiser, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
 
 
@@ -56,11 +56,11 @@ class HostEngine:
         self._plans: dict[tuple[tuple[str, int], ...], Plan] = {}
         self._bound: tuple[Plan, HostMemory] | None = None
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         """Check the arrays, and plan for their sizes."""
         if self._weights is None:
             raise BadInput(f"{self._graph}: the engine is closed; load it again")
-        check_buffers(self._graph, self.inputs, self.outputs, buffers)
+        check_buffers(self._graph, self.inputs, self.outputs, buffers, only)
         sizes = {
             symbol: size
             for name, spec in self.inputs.items()

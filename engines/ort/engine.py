@@ -6,7 +6,7 @@ from diffusion_rt.engines.binding import check_buffers
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import GraphVariant
 from diffusion_rt.engines.ort.library import Argument, Binding, Session, translated, trim_memory
-from diffusion_rt.engines.protocol import Buffers
+from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import TensorSpec
 
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int64": "tensor(int64)"}
@@ -26,11 +26,11 @@ class OrtEngine:
         _check_signature(variant.file, self.inputs, {a.name: a for a in session.get_inputs()})
         _check_signature(variant.file, self.outputs, {a.name: a for a in session.get_outputs()})
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         """Check the arrays and hand their addresses to ONNX Runtime."""
         if self._session is None:
             raise BadInput(f"{self._graph}: the engine is closed; load it again")
-        check_buffers(self._graph, self.inputs, self.outputs, buffers)
+        check_buffers(self._graph, self.inputs, self.outputs, buffers, only)
         with translated(self._graph):
             binding = self._session.io_binding()
             for names, bind in (

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.binding import check_buffers
 from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.protocol import Entries
 from diffusion_rt.engines.spec import TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -35,6 +36,19 @@ def arrays() -> Arrays:
 
 def test_arrays_that_fit() -> None:
     check_buffers("g", INPUTS, OUTPUTS, arrays())
+
+
+def test_entries_that_will_be_read() -> None:
+    every: tuple[Entries, ...] = ({}, {"ids": []}, {"ids": [6, 0, 6], "prediction": [1]})
+    for only in every:
+        check_buffers("g", INPUTS, OUTPUTS, arrays(), only)
+    for name, entries, words in (
+        ("latent", [0], "g: has no output latent; wants one of ids, prediction"),
+        ("ids", [0, 7], "g: ids has 7 entries, none is 7"),
+        ("prediction", [-1], "g: prediction has 2 entries, none is -1"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            check_buffers("g", INPUTS, OUTPUTS, arrays(), {name: entries})
 
 
 def replaced(name: str, array: Any) -> Callable[[Arrays], None]:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.errors import Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
-from diffusion_rt.engines.protocol import Buffers
+from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.kernels.pixels import reference
 from diffusion_rt.runtime.decode import (
@@ -157,11 +157,11 @@ class SmallEngine(FakeEngine):
 
     most = 0
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         height, width = buffers["latent"].shape[2:]
         if height * width > self.most:
             raise OutOfMemory(f"{height}x{width} does not fit")
-        super().bind(buffers)
+        super().bind(buffers, only)
 
 
 def small(most: int) -> tuple[Decoder, list[SmallEngine]]:

@@ -12,7 +12,7 @@ import pytest
 from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.null import NullBackend
-from diffusion_rt.engines.protocol import Buffers, Engine
+from diffusion_rt.engines.protocol import Buffers, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.runtime import memory
 from diffusion_rt.runtime.memory import decoder_bytes, unet_bytes
@@ -47,9 +47,9 @@ class Watched:
         watch.open.append(graph)
         watch.loads += 1
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         self.rows = len(next(iter(buffers.values())))
-        self.engine.bind(buffers)
+        self.engine.bind(buffers, only)
 
     def enqueue(self, stream: int | None = None) -> None:
         assert self.watch.inside.acquire(blocking=False), "two threads in the engines at once"

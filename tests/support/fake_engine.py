@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_rt.engines.binding import check_buffers
-from diffusion_rt.engines.protocol import Buffers
+from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import TensorSpec
 
 Compute = Callable[[Buffers], Mapping[str, NDArray[Any]]]
@@ -26,8 +26,8 @@ class FakeEngine:
         self.binds = 0
         self.closed = False
 
-    def bind(self, buffers: Buffers) -> None:
-        check_buffers("fake", self.inputs, self.outputs, buffers)
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
+        check_buffers("fake", self.inputs, self.outputs, buffers, only)
         self._buffers = dict(buffers)
         self.binds += 1
 

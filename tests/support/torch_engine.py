@@ -6,14 +6,15 @@ import numpy as np
 import torch
 
 from diffusion_rt.engines.binding import check_buffers
-from diffusion_rt.engines.protocol import Buffers
+from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import Dtype, TensorSpec
 
 
 class TorchTextEncoder:
     """Runs transformers' module in float32, rounds to `dtype`, and notes the size of each batch.
 
-    What `bind` is given to write to is NaN until `enqueue` has run.
+    What `bind` is given to write to is NaN until `enqueue` has run, and after it what is not asked
+    for.
     """
 
     def __init__(self, module: Any, *, pooled: bool, dtype: Dtype = "float32") -> None:
@@ -28,10 +29,11 @@ class TorchTextEncoder:
         self.batches: list[int] = []
         self._module = module
         self._buffers: Buffers = {}
+        self._only: Entries = {}
 
-    def bind(self, buffers: Buffers) -> None:
-        check_buffers("text encoder", self.inputs, self.outputs, buffers)
-        self._buffers = buffers
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
+        check_buffers("text encoder", self.inputs, self.outputs, buffers, only)
+        self._buffers, self._only = buffers, only or {}
         for name in self.outputs:
             buffers[name].fill(np.nan)
 
@@ -40,7 +42,9 @@ class TorchTextEncoder:
         self.batches.append(len(ids))
         with torch.no_grad():
             found = self._module(torch.from_numpy(ids), output_hidden_states=True)
-        self._buffers["hidden_states"][...] = torch.stack(found.hidden_states).numpy()
+        hidden = self._buffers["hidden_states"]
+        for layer in self._only.get("hidden_states", range(len(hidden))):
+            hidden[layer] = found.hidden_states[layer].numpy()
         if "text_embeds" in self.outputs:
             self._buffers["text_embeds"][...] = found.text_embeds.numpy()
 
