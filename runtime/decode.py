@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import FLOAT, Engine
 from diffusion_rt.runtime.signature import check_names
@@ -102,24 +102,35 @@ class Decoder:
         self._input = self._output = np.zeros(0, np.float32)
 
     def _fitting(self, z: Array, tile: int | None) -> Pixels | None:
-        """Decode in tiles of `tile`, or of half that as often as memory runs out for good."""
+        """Decode in tiles of `tile`, or of half that as often as memory runs out for good.
+
+        An engine that is built for some sizes alone refuses other tiles: those are passed over, and
+        where it takes none, what is said is that memory ran out. Only tiles that did are kept.
+        """
         height, width = z.shape[2:]
         tile = self._cuts.get((height, width), tile)
+        short: OutOfMemory | None = None
         while True:
             side = max(height, width) if tile is None else min(tile, max(height, width))
             try:
                 pixels = self._decode(z, tile)
-            except OutOfMemory:
+            except OutOfMemory as error:
                 self.close()
                 if self._make_room():
                     continue
-                if side <= SMALLEST_TILE:
+                short = error
+            except BadInput:
+                if short is None:  # not a tile of ours
                     raise
-                tile = max(-(-side // 2), SMALLEST_TILE)
-                self._cuts[height, width] = tile
-                continue
-            self.tile = tile if side < max(height, width) else None
-            return pixels
+            else:
+                if short is not None and tile is not None:
+                    self._cuts[height, width] = tile
+                self.tile = tile if side < max(height, width) else None
+                return pixels
+            if side <= SMALLEST_TILE:
+                self.close()
+                raise short
+            tile = max(-(-side // 2), SMALLEST_TILE)
 
     def _decode(self, z: Array, tile: int | None) -> Pixels | None:
         height, width = z.shape[2:]
@@ -133,6 +144,7 @@ class Decoder:
             check_names("vae_decoder", self._engine, inputs={"latent"}, outputs={"image"})
         height, width = z.shape[2:]
         if self._bound != (height, width):
+            self._bound = None
             self._input = np.zeros(z.shape, FLOAT[self._engine.inputs["latent"].dtype])
             factor = self._vae.factor
             self._output = np.zeros(

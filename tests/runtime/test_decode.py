@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import TensorSpec
@@ -204,6 +204,58 @@ def test_a_memory_too_small_for_any_tile_is_said() -> None:
     with pytest.raises(OutOfMemory, match="16x16 does not fit"):
         decoder.decode(latent(64, 64), None)
     assert all(engine.closed for engine in opened)
+
+
+class BuiltEngine(FakeEngine):
+    """Takes the sizes it was built for alone, and has memory for so many latent pixels."""
+
+    built: tuple[tuple[int, int], ...] = ()
+    most = 0
+
+    def bind(self, buffers: Buffers) -> None:
+        height, width = buffers["latent"].shape[2:]
+        if (height, width) not in self.built:
+            raise BadInput(f"{height}x{width}: no engine is built for it")
+        if height * width > self.most:
+            raise OutOfMemory(f"{height}x{width} does not fit")
+        super().bind(buffers)
+
+
+def test_memory_that_comes_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine of fixed sizes takes no other tiles: what is said, and what is tried next time."""
+    whole = decoder_engine()
+    specs = list(whole.inputs.values()), list(whole.outputs.values())
+    opened: list[BuiltEngine] = []
+
+    def load(guarded: bool) -> FakeEngine:
+        opened.append(BuiltEngine(*specs, lambda inputs: {"image": enlarge(inputs["latent"])}))
+        return opened[-1]
+
+    monkeypatch.setattr(BuiltEngine, "built", ((40, 64), (40, 40)))
+    decoder = Decoder(load, vae())
+    for _ in range(2):
+        with pytest.raises(OutOfMemory, match="40x64 does not fit"):
+            decoder.decode(latent(40, 64), None)
+        assert all(engine.closed for engine in opened)
+    with pytest.raises(BadInput, match="17x17: no engine is built for it"):
+        decoder.decode(latent(17, 17), None)
+    monkeypatch.setattr(BuiltEngine, "most", 10_000)
+    z, wanted = (
+        latent(40, 64),
+        Decoder(lambda _: decoder_engine(), vae()).decode(latent(40, 64), None),
+    )
+    np.testing.assert_array_equal(decoder.decode(z, None), wanted)
+    assert decoder.tile is None
+    decoder.close()
+    # The first tile that is built for and fits is kept.
+    monkeypatch.setattr(BuiltEngine, "built", ((40, 64), (16, 16)))
+    monkeypatch.setattr(BuiltEngine, "most", 256)
+    counts = []
+    for _ in range(2):
+        np.testing.assert_allclose(decoder.decode(z, None), wanted, atol=1e-5)
+        counts.append(len(opened))
+    assert decoder.tile == 16
+    assert counts[0] == counts[1]
 
 
 @given(st.integers(1, 400), st.integers(8, 128))

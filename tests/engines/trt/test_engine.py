@@ -27,6 +27,7 @@ from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.plan_file import open_plan, read_header, write_plan
 from diffusion_rt.engines.trt.profiles import Range
 from diffusion_rt.engines.trt.weights import map_weights
+from diffusion_rt.runtime.decode import Decoder
 from diffusion_rt.runtime.pipeline import Pipeline
 from diffusion_rt.runtime.request import Request
 from support.tensorrt_bench import COVERAGE, PLAIN, SIZES, Kind, random_inputs
@@ -305,6 +306,26 @@ def test_too_little_memory(model: ModelFolder, gpu: Gpu) -> None:
     taken.close()
     assert denoiser(**one_evaluation()).shape == (1, 4, 16, 16)
     denoiser.close()
+
+
+@pytest.mark.usefixtures("simulated")
+def test_a_decoder_without_memory_says_so_and_decodes_once_there_is_some(
+    model: ModelFolder, gpu: Gpu
+) -> None:
+    """Half of a size is none that was built: tiles are no way out, nor the thing to tell of."""
+    backend = open_trt(model, gpu)
+    decoder = Decoder(lambda guarded: backend.load("vae_decoder"), model.manifest.vae)
+    latent = np.random.default_rng(0).standard_normal((4, 20, 12), np.float32)
+    wanted = decoder.decode(latent, None)
+    decoder.close()
+    taken = gpu.device.allocate(gpu.device.memory().free - (64 << 10))
+    for _ in range(2):
+        with pytest.raises(OutOfMemory, match=r"vae_decoder.* is needed, .* --engine ort"):
+            decoder.decode(latent, None)
+    taken.close()
+    np.testing.assert_array_equal(decoder.decode(latent, None), wanted)
+    assert decoder.tile is None
+    decoder.close()
 
 
 def test_the_command_line(
