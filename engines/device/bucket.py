@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.device.captured import Captured, CapturedEngine
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import Arrays, Layout
-from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine
+from diffusion_rt.engines.device.protocol import AT_ONCE, DeviceArray, DeviceEngine
 from diffusion_rt.engines.protocol import Evaluations
 from diffusion_rt.engines.spec import Dtype
 from diffusion_rt.kernels import guided_step, prepare, select_rows
@@ -26,10 +26,6 @@ from diffusion_rt.kernels.step_table import (
     cursor,
     step_table,
 )
-
-AT_ONCE = 64
-"""Evaluations that unet_timestep computes in one run; tables have a multiple of as many rows, so
-that the arrays of each run begin where engines want them: at a multiple of 256 bytes."""
 
 Transfers = list[tuple[Span, NDArray[Any]]]
 

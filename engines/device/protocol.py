@@ -13,8 +13,11 @@ import numpy as np
 from diffusion_rt.engines.spec import Dtype, Precision, TensorSpec
 from diffusion_rt.kernels.driver.interface import Stream
 
-TIMESTEP_ROWS = 4096
-"""The most rows the loop gives `unet_timestep` at once: 64 evaluations of a batch of up to 64."""
+AT_ONCE = 64
+"""Evaluations that the loop has `unet_timestep` compute in one run, each with all rows of the UNet.
+
+Tables have a multiple of as many rows, so that the arrays of each run begin where engines want
+them: at a multiple of 256 bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from diffusion_rt.engines.device.protocol import TIMESTEP_ROWS
+from diffusion_rt.engines.device.protocol import AT_ONCE
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.manifest import Manifest
 from diffusion_rt.engines.spec import TensorSpec
@@ -154,7 +154,8 @@ def profiles_for(manifest: Manifest, graph: str, coverage: Coverage) -> tuple[Pr
             rows = Range(min=1, opt=coverage.rows.opt, max=coverage.rows.max)
             profiles = [Profile(name="all", sizes={"batch": rows, "tokens": tokens})]
         case "unet_timestep":
-            timesteps = Range(min=1, opt=TYPICAL_TIMESTEPS, max=TIMESTEP_ROWS)
+            most = AT_ONCE * coverage.rows.max
+            timesteps = Range(min=1, opt=TYPICAL_TIMESTEPS, max=most)
             profiles = [Profile(name="all", sizes={"n": timesteps})]
         case _:
             low, typical, high = TEXT_BATCH

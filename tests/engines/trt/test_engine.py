@@ -15,6 +15,7 @@ from PIL import Image
 from diffusion_rt.__main__ import main
 from diffusion_rt.engines import choose
 from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.device.protocol import AT_ONCE
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.ort.backend import OrtBackend
@@ -269,6 +270,24 @@ def test_half_precision_and_a_vae_in_bfloat16(
         opened.load("vae_decoder", "float32")
     with pytest.raises(BadInput, match="--precision float32"):
         open_trt(half, gpu, precision="float32")
+
+
+def test_the_loop_gives_the_timesteps_no_more_rows_than_are_built_for(
+    model: ModelFolder, gpu: Gpu
+) -> None:
+    """The most images there are engines for, in more evaluations than one run has."""
+    count, images = AT_ONCE + 1, COVERAGE.batch.max
+    request = one_evaluation()
+    request["evaluations"] = Evaluations(
+        timesteps=np.linspace(999, 0, count, dtype=np.float32),
+        c_in=np.ones(count, np.float32),
+        weights=np.full((count, 1, 3), [1.0, -0.001, 0.0]),
+        draws=np.zeros(count, np.bool_),
+    )
+    request["start"] = np.zeros((images, 4, 16, 16), np.float32)
+    denoiser = open_trt(model, gpu).denoiser()
+    assert denoiser(**request).shape == (images, 4, 16, 16)
+    denoiser.close()
 
 
 @pytest.mark.usefixtures("simulated")

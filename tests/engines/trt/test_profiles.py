@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion_rt.engines.device.protocol import TIMESTEP_ROWS
+from diffusion_rt.engines.device.protocol import AT_ONCE
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import Manifest, read_manifest
 from diffusion_rt.engines.spec import GRAPHS
@@ -62,7 +62,7 @@ def test_what_runs_without_a_bucket(manifest: Manifest) -> None:
     (text,) = profiles_for(manifest, "text_encoder_2", COVERAGE)
     assert text.sizes == {"batch": Range(min=1, opt=2, max=8), "tokens": fixed(32)}
     (timestep,) = profiles_for(manifest, "unet_timestep", COVERAGE)
-    assert timestep.sizes == {"n": Range(min=1, opt=60, max=TIMESTEP_ROWS)}
+    assert timestep.sizes == {"n": Range(min=1, opt=60, max=AT_ONCE * 8)}
     (prompt,) = profiles_for(manifest, "unet_prompt", COVERAGE)
     assert prompt.sizes["batch"] == Range(min=1, opt=4, max=8)
 
