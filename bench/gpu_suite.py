@@ -79,6 +79,7 @@ def suite(sink: Sink, name: str, files: Sequence[str], more: Sequence[str]) -> N
             sink.not_run(what, f"no {module}")
             return
     environment = os.environ | {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    environment["DIFFUSION_RT_TEST_RESULTS"] = str(sink.output.resolve())
     if not sink.chip.simulated:
         environment["DIFFUSION_RT_TEST_DEVICE"] = "cuda"
     with tempfile.TemporaryDirectory() as folder:
