@@ -4,6 +4,7 @@ A check is a function that returns findings. A finding that keeps pictures from 
 wrong (✗), one that only an optional part needs is absent (–). Neither torch nor CUDA is imported.
 """
 
+import http.client
 import importlib
 import os
 import platform
@@ -16,12 +17,13 @@ from typing import Literal
 
 from diffusion_rt import __version__
 from diffusion_rt.command import plain
+from diffusion_rt.engines.device.needs import LEAST_ARCH, LEAST_CUDA
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.runtime import doctor_gpu
 from diffusion_rt.runtime.finding import Check, Finding, size, version_of
 from diffusion_rt.runtime.memory import available
-from diffusion_rt.runtime.nvidia import ask_driver
+from diffusion_rt.runtime.nvidia import Device, ask_driver
 
 CORE = {
     "numpy": "numpy",
@@ -58,7 +60,14 @@ def examine(
     findings: list[Finding] = []
     wanted = list(CHECKS if checks is None else checks)
     if model is not None:
-        wanted.append(lambda: doctor_gpu.plans(model))
+        folder = model
+
+        def engines() -> Sequence[Finding]:
+            return doctor_gpu.plans(folder)
+
+        wanted.append(engines)
+    if online:
+        wanted.append(hub_online)
     for check in wanted:
         try:
             findings += check()
@@ -66,8 +75,6 @@ def examine(
             name = check.__name__.replace("_", " ")
             text = f"cannot be checked: {type(error).__name__}: {error}"
             findings.append(Finding("wrong", name, text, "report this as a bug of diffusion-rt"))
-    if online:
-        findings.append(reach_hub())
     return findings
 
 
@@ -137,18 +144,29 @@ def nvidia_driver() -> list[Finding]:
     if driver.trouble:
         repair = "reboot after a driver update; in a container, start it with the GPU (--gpus all)"
         return [Finding("absent", "NVIDIA driver", f"{release}; {driver.trouble}", repair)]
-    cuda = ".".join(map(str, driver.cuda or ()))
-    findings = [Finding("ok", "NVIDIA driver", f"{release}; CUDA up to {cuda}")]
+    cuda, least = (".".join(map(str, version)) for version in (driver.cuda or (), LEAST_CUDA))
+    found = f"{release}; CUDA up to {cuda}"
+    findings = [Finding("ok", "NVIDIA driver", found)]
+    if (driver.cuda or LEAST_CUDA) < LEAST_CUDA:
+        repair = f"for --engine trt and native: update it to one of CUDA {least} (R580) or newer"
+        findings = [Finding("absent", "NVIDIA driver", found, repair)]
     if not driver.devices:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        repair = f"CUDA_VISIBLE_DEVICES={hidden!r} may hide them" if hidden is not None else ""
+        repair = "see what nvidia-smi says; in a container, start it with the GPU (--gpus all)"
+        if hidden is not None:
+            repair = f"CUDA_VISIBLE_DEVICES={hidden!r} may hide them"
         findings.append(Finding("absent", "GPU", "no device", repair))
-    for index, device in enumerate(driver.devices):
-        memory = size(device.memory)
-        free = f", {size(device.free)} free" if device.free is not None else ""
-        name = f"{device.name}, sm_{device.capability[0]}{device.capability[1]}, {memory}{free}"
-        findings.append(Finding("ok", f"GPU {index}", name))
-    return findings
+    return findings + [_gpu(index, device) for index, device in enumerate(driver.devices)]
+
+
+def _gpu(index: int, device: Device) -> Finding:
+    major, minor = device.capability
+    free = f", {size(device.free)} free" if device.free is not None else ""
+    found = f"{device.name}, sm_{major}{minor}, {size(device.memory)}{free}"
+    if 10 * major + minor < LEAST_ARCH:
+        repair = f"the engines trt and native want sm_{LEAST_ARCH} or newer; take --engine ort"
+        return Finding("absent", f"GPU {index}", found, repair)
+    return Finding("ok", f"GPU {index}", found)
 
 
 def export_packages() -> list[Finding]:
@@ -234,16 +252,19 @@ def shipped_model() -> list[Finding]:
     return [Finding("ok", "shipped model", f"{model.manifest.name}, {size(total)}, intact")]
 
 
-def reach_hub() -> Finding:
-    """Ask the hub for its front page."""
-    from huggingface_hub.constants import ENDPOINT
-
+def hub_online() -> list[Finding]:
+    """Ask the hub for its front page; where that lies, its own package knows."""
     try:
-        with urllib.request.urlopen(ENDPOINT, timeout=10) as answer:
-            return Finding("ok", "hub online", f"{ENDPOINT} answers {answer.status}")
-    except (OSError, ValueError) as error:
+        endpoint: str = importlib.import_module("huggingface_hub.constants").ENDPOINT
+    except Exception as error:  # it is not there, or broken
+        repair = "for diffusion-rt export of a hub name: pip install 'diffusion-rt[export]'"
+        return [Finding("absent", "hub online", f"not asked: {error}", repair)]
+    try:
+        with urllib.request.urlopen(endpoint, timeout=10) as answer:
+            return [Finding("ok", "hub online", f"{endpoint} answers {answer.status}")]
+    except (OSError, ValueError, http.client.HTTPException) as error:
         repair = "see to network and proxy (HTTPS_PROXY), or export from a local folder"
-        return Finding("absent", "hub online", f"{ENDPOINT}: {error}", repair)
+        return [Finding("absent", "hub online", f"{endpoint}: {error}", repair)]
 
 
 def report(findings: Sequence[Finding]) -> str:

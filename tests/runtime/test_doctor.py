@@ -94,6 +94,7 @@ def test_the_providers_of_onnx_runtime(cuda: bool, state: str, monkeypatch: Patc
 
 
 GPU = Device("NVIDIA H200", (9, 0), 150 << 30, 149 << 30)
+TURING = Device("Tesla T4", (7, 5), 15 << 30, None)
 
 
 @pytest.mark.parametrize(
@@ -101,15 +102,23 @@ GPU = Device("NVIDIA H200", (9, 0), 150 << 30, 149 << 30)
     [
         (None, ["absent"], "needed for a GPU only"),
         (Driver("580.1", None, (), "cuInit answers 803 (CUDA_X)"), ["absent"], "cuInit answers"),
-        (Driver(None, (13, 0), ()), ["ok", "absent"], "no device"),
+        (Driver(None, (13, 0), ()), ["ok", "absent"], "nvidia-smi"),
         (Driver("580.1", (13, 0), (GPU,)), ["ok", "ok"], "sm_90, 150.0 GiB, 149.0 GiB free"),
+        (Driver("550.54", (12, 4), (GPU,)), ["absent", "ok"], "update it to one of CUDA 13.0"),
+        (
+            Driver("580.1", (13, 0), (GPU, TURING)),
+            ["ok", "ok", "absent"],
+            "want sm_80 or newer; take --engine ort",
+        ),
     ],
 )
 def test_the_driver(
     driver: Driver | None, states: list[str], words: str, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(doctor, "ask_driver", lambda: driver)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     findings = doctor.nvidia_driver()
+    assert all(finding.fix for finding in findings if finding.state != "ok")
     assert [finding.state for finding in findings] == states
     assert words in report(findings)
 
@@ -189,6 +198,17 @@ def test_the_network_is_left_alone_unless_asked(monkeypatch: Patch) -> None:
     finding = only(examine([], online=True))
     assert (finding.state, finding.subject) == ("absent", "hub online")
     assert "no route to host" in finding.found
+
+
+def test_without_the_hubs_package_the_rest_is_still_told(monkeypatch: Patch) -> None:
+    missing = ModuleNotFoundError("No module named 'huggingface_hub'")
+    unimportable(monkeypatch, "huggingface_hub.constants", missing)
+    check: Callable[[], Sequence[Finding]] = lambda: [Finding("ok", "x", "y")]  # noqa: E731
+    first, hub = examine([check], online=True)
+    assert first.subject == "x"
+    assert (hub.state, hub.subject) == ("absent", "hub online")
+    assert "No module named 'huggingface_hub'" in hub.found
+    assert "pip install 'diffusion-rt[export]'" in hub.fix
 
 
 def test_the_shipped_model_missing_or_changed(monkeypatch: Patch, tmp_path: Path) -> None:
