@@ -6,9 +6,8 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusion_rt import __version__
 from diffusion_rt.bars import progress_bars
@@ -23,9 +22,6 @@ from diffusion_rt.engines.trt.library import require_tensorrt
 from diffusion_rt.engines.trt.options import BuilderOptions, Options
 from diffusion_rt.engines.trt.profiles import Coverage, parse_batch, parse_chunks
 from diffusion_rt.kernels import driver
-
-if TYPE_CHECKING:
-    from diffusion_rt.kernels.driver import Device
 
 STAGES = {"verify": "hashing the model", "check": "hashing what is there"}
 STAGES |= {graph: f"building {graph}" for graph in GRAPHS}
@@ -138,7 +134,7 @@ def add_tensorrt_arguments(group: "argparse._ArgumentGroup") -> None:
     add(
         "--vae-precision",
         choices=("bfloat16", "float32"),
-        help="arithmetic of the VAE; default: bfloat16 where the GPU has it",
+        help="arithmetic of the VAE; default: bfloat16",
     )
     add(
         "--attention",
@@ -225,7 +221,7 @@ def _tensorrt(found: argparse.Namespace) -> int:
         summary = build(
             model,
             coverage,
-            _for_device(options, found, device),
+            options,
             device=device,
             made_by=f"diffusion-rt {__version__}",
             force=found.force,
@@ -264,13 +260,6 @@ def options_of(found: argparse.Namespace) -> Options:
     given = {name: value for name, value in whole.items() if value is not None}
     settings = {name: value for name, value in builder.items() if value is not None}
     return Options(**given, builder=BuilderOptions(**settings))
-
-
-def _for_device(options: Options, found: argparse.Namespace, device: "Device") -> Options:
-    """bfloat16 is the VAE's default only on a GPU that has it."""
-    if found.vae_precision is None and device.arch < 80:
-        return replace(options, vae_precision="float32")
-    return options
 
 
 def _default_buckets(model: ModelFolder) -> tuple[Bucket, ...]:

@@ -31,10 +31,12 @@ from diffusion_rt.engines.trt.profiles import Coverage, profiles_for
 from diffusion_rt.engines.trt.timing_cache import TimingCache, timing_cache_for
 from diffusion_rt.engines.trt.weights import map_weights
 from diffusion_rt.kernels.driver import Device
+from diffusion_rt.kernels.variant import ARCHS
 
 if TYPE_CHECKING:
     from diffusion_rt.engines.trt.messages import Messages
 
+OLDEST_ARCH = min(ARCHS)  # what our own kernels are compiled for
 WIDE_ATTENTION_FROM = (11, 3)
 WAYS_OUT = (
     "close other programs on the GPU, or build for less: fewer --buckets, a smaller --batch, a "
@@ -106,18 +108,11 @@ def build(
 
 def check_options(options: Options, machine: Machine) -> None:
     """BadInput where a GPU or its TensorRT cannot do what the options ask for."""
-    if machine.arch < 80 and options.vae_precision == "bfloat16":
+    if machine.arch < OLDEST_ARCH:
         raise BadInput(
-            f"the VAE in bfloat16 wants a GPU of sm_80 or newer, {machine.gpu} is "
-            f"sm_{machine.arch}; build with --vae-precision float32"
+            f"engine trt: {machine.gpu} is sm_{machine.arch}; the denoising loop around TensorRT's "
+            f"engines runs on kernels for sm_{OLDEST_ARCH} and newer; take --engine ort"
         )
-    if machine.arch < 80 and "plugin" in options.attention.values():
-        raise BadInput(
-            f"the attention plugin wants a GPU of sm_80 or newer, {machine.gpu} is "
-            f"sm_{machine.arch}; build with --attention tensorrt"
-        )
-    if machine.arch < 80 and options.builder.compatibility == "ampere+":
-        raise BadInput(f"hardware compatibility ampere+: {machine.gpu} is sm_{machine.arch}")
     if options.wide_attention and version_of(machine.tensorrt) < WIDE_ATTENTION_FROM:
         wanted = ".".join(map(str, WIDE_ATTENTION_FROM))
         raise BadInput(

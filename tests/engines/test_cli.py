@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,16 +187,6 @@ def test_a_machine_without_a_gpu(
         status, _, err = run([model, "--engine", "trt"], capsys)
     assert status == 2
     assert "the GPU: no NVIDIA driver; install one" in err
-
-
-def test_an_older_gpu_gets_the_vae_in_float32(device: None) -> None:
-    options = cli.options_of(arguments("--engine", "trt"))
-    assert options.vae_precision == "bfloat16"
-    turing: Any = SimpleNamespace(arch=75)
-    found = arguments("--engine", "trt")
-    assert cli._for_device(options, found, turing).vae_precision == "float32"
-    asked = arguments("--engine", "trt", "--vae-precision", "bfloat16")
-    assert cli._for_device(options, asked, turing).vae_precision == "bfloat16"
 
 
 def arguments(*flags: str) -> Any:

@@ -12,8 +12,7 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.trt.backend import open_trt
-from diffusion_rt.engines.trt.build import build, check_options
-from diffusion_rt.engines.trt.key import Machine
+from diffusion_rt.engines.trt.build import build
 from diffusion_rt.engines.trt.options import BuilderOptions, Options
 from diffusion_rt.engines.trt.plan_file import read_header
 from diffusion_rt.kernels import attention_plugin
@@ -113,9 +112,3 @@ def test_a_plugin_nobody_registered_is_refused_by_the_parser(
     monkeypatch.setattr(simulated_plugin, "_PLUGINS", {})
     with pytest.raises(Exception, match="Plugin not found"):
         build(folder, SMALL, PLUGIN, device=gpu.device, made_by="tests", force=True, graphs=STEP)
-
-
-def test_an_older_gpu_is_told_so() -> None:
-    machine = Machine(gpu="NVIDIA T4", arch=75, driver="13.0", tensorrt="11.4.0.106")
-    with pytest.raises(BadInput, match=r"plugin wants .* sm_80 .* --attention tensorrt"):
-        check_options(PLUGIN, machine)
