@@ -50,7 +50,7 @@ class TrtEngine:
         self._outside, self._closed = outside, closed
         self._context: trt.IExecutionContext | None = None
         self._bound = False
-        self._given = -1  # the generation of scratch memory that the context knows
+        self._given = -1  # the generation of scratch memory that the context was given
 
     @property
     def generation(self) -> int:
@@ -81,13 +81,15 @@ class TrtEngine:
             raise Fault(f"{self.graph}: TensorRT wants more than the shapes of {missing}")
         for name, array in buffers.items():
             self._expect(context.set_tensor_address(name, array.address), f"memory for {name}")
-        self._scratch.reserve(context.update_device_memory_size_for_shapes(), self.graph)
+        self._scratch.reserve(self._needed(context), self.graph)
+        self._given = -1  # the partition was made anew: memory is given again, even if it stayed
         self._bound = True
 
     def enqueue(self, stream: Stream) -> None:
         """Put one run on the stream."""
         if self._context is None or not self._bound:
             raise BadInput(f"{self.graph}: no arrays are bound; call bind first")
+        self._messages.forget()
         if self._given != self._scratch.generation:
             self._context.set_device_memory(self._scratch.address, self._scratch.nbytes)
             self._given = self._scratch.generation
@@ -104,9 +106,24 @@ class TrtEngine:
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = engine.create_execution_context(strategy)
         if context is None:
-            raise Fault(f"{self.graph}: TensorRT makes no context: {self._messages.reason()}")
-        self._given = -1
+            raise self._messages.failure(f"{self.graph}: TensorRT makes no context")
         return context
+
+    def _needed(self, context: trt.IExecutionContext) -> int:
+        """Scratch memory for the shapes that were set.
+
+        Where TensorRT says 0 it may have failed, perhaps without a word: then it gets the most that
+        the profile can need.
+        """
+        assert self._loaded is not None
+        self._messages.forget()
+        needed: int = context.update_device_memory_size_for_shapes()
+        if not needed:
+            if self._messages.failed:
+                raise self._messages.failure(f"{self.graph}: TensorRT does not say what it needs")
+            profile = context.active_optimization_profile
+            needed = self._loaded.engine.get_device_memory_size_for_profile_v2(profile)
+        return needed
 
     def _check(self, buffers: Mapping[str, DeviceArray]) -> dict[str, int]:
         """The size of every symbol; BadInput where names, types or shapes are not the graph's."""
@@ -123,4 +140,4 @@ class TrtEngine:
 
     def _expect(self, taken: bool, what: str) -> None:
         if not taken:
-            raise Fault(f"{self.graph}: TensorRT refuses {what}: {self._messages.reason()}")
+            raise self._messages.failure(f"{self.graph}: TensorRT refuses {what}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.protocol import DeviceEngine
 from diffusion_rt.engines.errors import BadInput
@@ -41,7 +42,8 @@ class TrtGraphs:
         )
         self._messages = Messages()
         self._scratch = Scratch(device)
-        self._stream = device.stream()
+        with translated("engine trt"):
+            self._stream = device.stream()
         self._chunk = max(encoder.max_length for encoder in model.manifest.text_encoders)
         self._plans = find_plans(model, self._machine)
         self._loaded: dict[str, Loaded] = {}
@@ -60,9 +62,9 @@ class TrtGraphs:
             self.check_precision(graph, precision)
         folder, header = self._plans[graph]
         if graph not in self._loaded:
-            loaded = load_plan(
-                folder, graph, self._model, self._machine, self._gpu.device, self._messages
-            )
+            device, messages = self._gpu.device, self._messages
+            with translated(graph):
+                loaded = load_plan(folder, graph, self._model, self._machine, device, messages)
             self._loaded[graph] = Loaded(*loaded)
         self._loaded[graph].users += 1
         engine = TrtEngine(
@@ -126,11 +128,15 @@ class TrtGraphs:
             return not_built(wanted, there, command)
         for symbol, flag, unit in (("batch", "batch", 2), ("tokens", "chunks", self._chunk)):
             if symbol in sizes and not any(p.holds(_only(sizes, symbol)) for p in within):
-                ranges = [p.sizes[symbol] for p in within]
-                most = max(-(-sizes[symbol] // unit), *(r.max // unit for r in ranges))
+                ranges, size = [p.sizes[symbol] for p in within], sizes[symbol]
+                # A profile's least batch is in pictures: without guidance each is one row.
+                lowest = min(r.min if symbol == "batch" else r.min // unit for r in ranges)
+                least = min(lowest, max(size // unit, 1))
+                most = max(-(-size // unit), *(r.max // unit for r in ranges))
+                changed = {flag: f"{least}:{ranges[0].opt // unit}:{most}"}
                 return BadInput(
-                    f"{graph}: {symbol} {sizes[symbol]} is not within {ranges[0]} (min:opt:max) "
-                    f"that its plan is built for; run: {self._build(**{flag: f'1:1:{most}'})}"
+                    f"{graph}: {symbol} {size} is not within {ranges[0]} (min:opt:max) that its "
+                    f"plan is built for; run: {self._build(**changed)}"
                 )
         told = ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
         return BadInput(f"{graph}: no profile of its plan holds {told}; run: {self._build()}")

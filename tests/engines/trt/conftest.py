@@ -10,8 +10,10 @@ import pytest
 
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.ort.backend import OrtBackend
+from diffusion_rt.engines.trt.backend import open_trt
 from diffusion_rt.engines.trt.build import build
-from diffusion_rt.runtime.pipeline import SHIPPED
+from diffusion_rt.runtime.pipeline import SHIPPED, Pipeline
 from support.tensorrt_bench import COVERAGE, KINDS, PLAIN, Kind, tensorrt_on
 
 
@@ -50,3 +52,13 @@ def model(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     found = open_model(folder)
     build(found, COVERAGE, PLAIN, device=gpu.device, made_by="tests")
     return found
+
+
+@pytest.fixture(scope="module")
+def pipelines(model: ModelFolder, gpu: Gpu) -> Iterator[tuple[Pipeline, Pipeline]]:
+    """On ONNX Runtime, and on TensorRT."""
+    with (
+        Pipeline(model, OrtBackend(model, threads=1)) as host,
+        Pipeline(model, open_trt(model, gpu)) as device,
+    ):
+        yield host, device

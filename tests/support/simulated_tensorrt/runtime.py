@@ -260,7 +260,7 @@ class IExecutionContext:
         context._state = _State()
         context._shapes, context._addresses = {}, {}
         context._memory = (0, 0)
-        context._warm = False
+        context._warm = context._parted = False
         context.enqueue_emits_profile = True
         context.name = ""
         return context
@@ -274,6 +274,7 @@ class IExecutionContext:
     _addresses: dict[str, int]
     _memory: tuple[int, int]
     _warm: bool
+    _parted: bool  # whether memory was given for the partition there is
 
     def __del__(self) -> None:
         if hasattr(self, "_state"):
@@ -349,11 +350,12 @@ class IExecutionContext:
         if memory % ALIGNMENT:
             raise Broken(f"scratch memory at {memory:#x} is not aligned to {ALIGNMENT} bytes")
         self._memory = (int(memory), int(size))
-        self._warm = False
+        self._warm, self._parted = False, True
 
     def update_device_memory_size_for_shapes(self) -> int:
         if self.infer_shapes() or self._profile < 0:
             raise Broken("the memory for shapes is asked for before all shapes are set")
+        self._parted = False  # it is divided anew, and given after that in every example there is
         return scratch_bytes(self._engine._facts, self._all_shapes())
 
     def execute_async_v3(self, stream_handle: int) -> bool:
@@ -371,6 +373,8 @@ class IExecutionContext:
         address, size = self._memory
         if size < needed or not address:
             raise Broken(f"scratch memory of {size} bytes where {needed} are needed")
+        if not self._parted:
+            raise Broken("scratch memory was not given since it was divided anew")
         stream = self._stream(stream_handle)
         if stream.capturing is not None and not self._warm:
             raise Broken("captured before one run with these shapes and this memory")
