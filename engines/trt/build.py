@@ -18,6 +18,7 @@ from diffusion_rt.engines.trt.library import require_tensorrt, version_of
 from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.places import folder_to_build
 from diffusion_rt.engines.trt.plan_file import (
+    Constant,
     NotOurs,
     PlanHeader,
     open_plan,
@@ -34,7 +35,7 @@ from diffusion_rt.kernels.driver import Device
 from diffusion_rt.kernels.variant import ARCHS
 
 if TYPE_CHECKING:
-    from diffusion_rt.engines.trt.messages import Messages
+    from diffusion_rt.engines.trt.builder import Product
 
 OLDEST_ARCH = min(ARCHS)  # what our own kernels are compiled for
 WIDE_ATTENTION_FROM = (11, 3)
@@ -55,7 +56,7 @@ class Built:
     path: Path
     header: PlanHeader
     kept: bool
-    reasons: tuple[str, ...]  # what of the key had changed; nothing where there was no plan
+    reasons: tuple[str, ...]  # why another was built; nothing where there was no plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +157,16 @@ class _Maker:
         prepared = prepare(self.model, graph, self.options.edits(graph))
         key = self.key(prepared)
         path = plan_path(self.folder, graph)
-        reasons: tuple[str, ...] = ()
-        have = self.there(graph)
+        have, why = self.there(graph)
         if have is not None:
-            reasons = tuple(differences(have.key, key))
-            if not reasons and not force:
+            why = differences(have.key, key)
+            if not why and not force:
                 return Built(path, have, True, ())
-            why = "; ".join(reasons) or "asked for"
-            self.say(f"{graph}: built anew ({why})")
+            why = why or ["asked for"]
+        if why:
+            self.say(f"{graph}: built anew ({'; '.join(why)})")
         header = self.built(prepared, key)
-        return Built(path, header, False, reasons)
+        return Built(path, header, False, tuple(why))
 
     def key(self, prepared: Prepared) -> Key:
         files, graph = self.model.manifest.files, prepared.graph
@@ -191,12 +192,15 @@ class _Maker:
         register()
         return sha256()
 
-    def there(self, graph: str) -> PlanHeader | None:
-        """The header of the plan there is, if every byte of it is as it was written."""
+    def there(self, graph: str) -> tuple[PlanHeader | None, list[str]]:
+        """The header of the plan there is, if every byte of it is as it was written; else why not.
+
+        Neither, where there is no plan.
+        """
         try:
             header = read_header(self.folder, graph)
             if header is None:
-                return None
+                return None, []
             done, total = 0, header.plan_bytes
 
             def progress(count: int) -> None:
@@ -206,54 +210,62 @@ class _Maker:
 
             try:
                 with open_plan(self.folder, graph, progress):
-                    return header
+                    return header, []
             except NotOurs:
                 if not self.trust:
                     raise
             trust_plan(self.folder, graph, progress)
             self.say(f"{graph}: trusted from now on")
-            return header
+            return header, []
         except BadInput as damaged:
-            self.say(f"{graph}: built anew ({damaged})")
-            return None
+            return None, [str(damaged)]
 
     def built(self, prepared: Prepared, key: Key) -> PlanHeader:
         """Build and write one plan."""
-        from diffusion_rt.engines.trt.messages import Messages
-
         self.timings = self.timings or timing_cache_for(self.machine)
-        free = self.device.memory().free
+        graph, free = prepared.graph, self.device.memory().free
         if prepared.weight_bytes > free:
-            raise self.short(prepared.graph, prepared.weight_bytes, free)
+            raise self.short(graph, prepared.weight_bytes, free)
         started = time.perf_counter()
-        messages = Messages()
         try:
-            plan, scratch = self.run(prepared, key, messages, free)
+            product = self.run(prepared, key, free)
         except OutOfMemory as short:
-            raise OutOfMemory(f"{short}; {WAYS_OUT}") from None
+            raise OutOfMemory(
+                f"{short}; its weights alone take {prepared.weight_bytes / 1e9:.3f} GB, "
+                f"{free / 1e9:.3f} GB was free; {WAYS_OUT}"
+            ) from None
+        if product.short is not None:
+            self.say(f"{graph}: built, but what it needs to run is not known: {product.short}")
         header = PlanHeader(
             key=key,
-            plan_bytes=plan.nbytes,
-            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            plan_bytes=product.plan.nbytes,
+            plan_sha256=hashlib.sha256(product.plan).hexdigest(),
             inputs=prepared.variant.inputs,
             outputs=prepared.variant.outputs,
-            scratch_bytes=scratch,
+            scratch_bytes=product.scratch,
+            constants=tuple(
+                Constant(name=name, dtype=numbers.dtype, data=numbers.data.tobytes().hex())
+                for name, numbers in product.added.items()
+            ),
             seconds=round(time.perf_counter() - started, 3),
             made_by=self.made_by,
         )
-        write_plan(self.folder, header, plan)
+        write_plan(self.folder, header, product.plan)
         return header
 
-    def run(
-        self, prepared: Prepared, key: Key, messages: "Messages", free: int
-    ) -> tuple[memoryview, tuple[int, ...]]:
+    def run(self, prepared: Prepared, key: Key, free: int) -> "Product":
         """The plan and what its profiles need, from TensorRT."""
-        from diffusion_rt.engines.trt.builder import build_plan, scratch_of
+        from diffusion_rt.engines.trt.builder import build_plan, examine
+        from diffusion_rt.engines.trt.loading import checkpoint_weights
+        from diffusion_rt.engines.trt.messages import Messages
         from diffusion_rt.engines.trt.monitor import Monitor
 
-        timings = self.timings
+        timings, messages = self.timings, Messages()
         assert timings is not None
-        weights = map_weights(self.model.path, prepared.weights, self.folder)
+        if key.builder.stripped:
+            weights = checkpoint_weights(self.model, prepared)
+        else:
+            weights = map_weights(self.model.path, prepared.weights, self.folder)
 
         def progress(share: float) -> None:
             self.report(prepared.graph, round(MILLION * share), MILLION)
@@ -261,8 +273,8 @@ class _Maker:
 
         monitor = Monitor(progress)
 
-        def work() -> tuple[memoryview, tuple[int, ...]]:
-            plan = build_plan(
+        def work() -> "Product":
+            product = build_plan(
                 prepared,
                 weights,
                 key.profiles,
@@ -272,7 +284,7 @@ class _Maker:
                 messages=messages,
                 plugins=key.plugin is not None,
             )
-            return plan, scratch_of(plan, prepared.graph, key.builder, messages)
+            return examine(product, prepared, weights, key.builder, messages)
 
         return run_apart(work, monitor.cancel)
 
@@ -291,6 +303,6 @@ class _Maker:
 
 
 def scratch_by_profile(header: PlanHeader) -> Mapping[str, int]:
-    """Device memory by profile's name, weights aside."""
+    """Device memory by profile's name, weights aside; nothing where it is not known."""
     names = [profile.name for profile in header.key.profiles]
-    return dict(zip(names, header.scratch_bytes, strict=True))
+    return dict(zip(names, header.scratch_bytes, strict=False))

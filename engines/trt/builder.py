@@ -1,6 +1,7 @@
 """One plan out of TensorRT's builder: settings, profiles, timings, and what a failure means."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import tensorrt as trt
 
@@ -12,6 +13,7 @@ from diffusion_rt.engines.trt.network import Network
 from diffusion_rt.engines.trt.options import BuilderOptions
 from diffusion_rt.engines.trt.prepare import Prepared
 from diffusion_rt.engines.trt.profiles import Profile
+from diffusion_rt.engines.trt.refit import complete
 from diffusion_rt.engines.trt.timing_cache import TimingCache
 from diffusion_rt.engines.trt.weights import MappedWeight
 
@@ -32,6 +34,16 @@ class Cancelled(Exception):
     """The build ended because it was told to."""
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What TensorRT made: a plan in its own memory, and what it says of it."""
+
+    plan: memoryview
+    added: Mapping[str, MappedWeight]  # by the parser, which a stripped plan wants back
+    scratch: tuple[int, ...] = ()  # device memory that each profile needs to run
+    short: OutOfMemory | None = None  # why nobody could ask for that
+
+
 def build_plan(
     prepared: Prepared,
     weights: Mapping[str, MappedWeight],
@@ -42,58 +54,67 @@ def build_plan(
     monitor: Monitor,
     messages: Messages,
     plugins: bool = False,
-) -> memoryview:
-    """The plan of one graph, in TensorRT's own memory; new timings are added to `timings`.
+) -> Product:
+    """The plan of one graph; new timings are added to `timings`, whatever becomes of it.
 
     Raises Cancelled where `monitor` was told to cancel, OutOfMemory, and Fault with TensorRT's own
     reason where it cannot.
     """
     messages.forget()
-    try:
-        builder = trt.Builder(messages)
-    except TypeError:  # its way to say that there is none
-        raise Fault(f"TensorRT's builder does not start: {messages.reason()}") from None
+    builder = messages.made("builder", lambda: trt.Builder(messages))
     network = Network(builder, prepared, weights, messages, plugins=plugins)
+    added = network.added() if options.stripped else {}
     config = builder.create_builder_config()
-    apply_options(config, options)
+    apply_options(config, options, messages)
     for profile in profiles:
         add_profile(builder, config, profile, prepared.variant.inputs, options.profile_memory)
     config.progress_monitor = monitor
     attach_timings(config, timings)
     plan = builder.build_serialized_network(network.definition, config)
+    failure = messages.failure(f"{prepared.graph}: TensorRT cannot build it")
+    keep_timings(config, timings)
     if monitor.failure is not None:
         raise monitor.failure
     if monitor.cancelled:
         raise Cancelled
     if plan is None:
-        if messages.out_of_memory():
-            raise OutOfMemory(f"{prepared.graph}: TensorRT ran out of memory: {messages.reason()}")
-        raise Fault(f"{prepared.graph}: TensorRT cannot build it: {messages.reason()}")
-    keep_timings(config, timings)
-    return memoryview(plan)
+        raise failure
+    return Product(memoryview(plan), added)
 
 
-def scratch_of(
-    plan: memoryview, graph: str, options: BuilderOptions, messages: Messages
-) -> tuple[int, ...]:
-    """Device memory that each profile needs to run, found by loading the plan that was built.
+def examine(
+    product: Product,
+    prepared: Prepared,
+    weights: Mapping[str, MappedWeight],
+    options: BuilderOptions,
+    messages: Messages,
+) -> Product:
+    """Load what was built, and give it its weights where it is stripped: it must run later.
 
-    Raises OutOfMemory and Fault where it does not load.
+    A plan that there is no memory to load beside what else the device holds is still one. Raises
+    Fault where it does not load for another reason.
     """
     messages.forget()
-    runtime = trt.Runtime(messages)
+    runtime = messages.made("runtime", lambda: trt.Runtime(messages))
     if options.version_compatible:  # holds the code that runs it, which we have just made
         runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        if messages.out_of_memory():
-            raise OutOfMemory(f"{graph}: no memory to load what was built: {messages.reason()}")
-        raise Fault(f"{graph}: TensorRT does not load what it built: {messages.reason()}")
+    try:
+        engine = runtime.deserialize_cuda_engine(product.plan)
+        if engine is None:
+            raise messages.failure(f"{prepared.graph}: TensorRT does not load what it built")
+        if options.stripped:
+            numbers = {**weights, **prepared.constants, **product.added}
+            wanted = complete(engine, prepared.graph, numbers, messages)
+            added = {name: product.added[name] for name in product.added if name in wanted}
+            product = replace(product, added=added)
+    except OutOfMemory as short:
+        return replace(product, short=short)
     count = engine.num_optimization_profiles
-    return tuple(engine.get_device_memory_size_for_profile_v2(index) for index in range(count))
+    sizes = [engine.get_device_memory_size_for_profile_v2(index) for index in range(count)]
+    return replace(product, scratch=tuple(sizes))
 
 
-def apply_options(config: trt.IBuilderConfig, options: BuilderOptions) -> None:
+def apply_options(config: trt.IBuilderConfig, options: BuilderOptions, messages: Messages) -> None:
     """Give a configuration its settings; BadInput where this TensorRT lacks one."""
     config.builder_optimization_level = options.optimization_level
     config.tiling_optimization_level = TILING[options.tiling]
@@ -112,7 +133,16 @@ def apply_options(config: trt.IBuilderConfig, options: BuilderOptions) -> None:
     if options.build_route:
         if not getattr(config, "all_build_routes", ""):
             raise BadInput("build route: this TensorRT has none; wants 11.1 or newer on Linux")
+        messages.forget()
         config.build_route = options.build_route
+        # The setter says nothing of what it does not take.
+        left = set(options.build_route.split()) - set(config.build_route.split())
+        if left or messages.failed:
+            named = ", ".join(sorted(left)) or options.build_route
+            raise BadInput(
+                f"build route {named}: TensorRT refuses it: {messages.reason()}; its "
+                "IBuilderConfig.all_build_routes has those it knows, or leave --build-route out"
+            )
 
 
 def add_profile(
@@ -154,6 +184,7 @@ def keep_timings(config: trt.IBuilderConfig, timings: TimingCache) -> None:
             others = config.create_timing_cache(timings.read())
             if others is not None:
                 cache.combine(others, False)
-            timings.write(bytes(cache.serialize()))
-    except BadInput as wrong:
+            if (kept := cache.serialize()) is not None:
+                timings.write(bytes(kept))
+    except (BadInput, OSError) as wrong:
         timings.unwritten = str(wrong)

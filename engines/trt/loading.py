@@ -1,6 +1,6 @@
 """A plan brought to the device: its hash verified, its weights complete."""
 
-from math import prod
+from collections.abc import Mapping
 from pathlib import Path
 
 import tensorrt as trt
@@ -8,21 +8,20 @@ import tensorrt as trt
 from diffusion_rt.engines.artefact import Progress
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.memory import short_of_memory
-from diffusion_rt.engines.errors import BadInput, Fault
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.messages import Messages
-from diffusion_rt.engines.trt.plan_file import PlanHeader, check_usable, open_plan
-from diffusion_rt.engines.trt.prepare import prepare
-from diffusion_rt.engines.trt.weights import map_weights
+from diffusion_rt.engines.trt.plan_file import Plan, PlanHeader, check_usable, open_plan
+from diffusion_rt.engines.trt.prepare import Prepared, prepare
+from diffusion_rt.engines.trt.refit import TYPES, complete
+from diffusion_rt.engines.trt.weights import MappedWeight, in_memory, kept_name, map_weights
 from diffusion_rt.kernels.driver import Device
 
-TYPES = {
-    "float32": trt.DataType.FLOAT,
-    "float16": trt.DataType.HALF,
-    "bfloat16": trt.DataType.BF16,
-    "int64": trt.DataType.INT64,
-}
+WAYS_OUT = (
+    "end what else uses the GPU (nvidia-smi), take --engine native with what --memory there is, or "
+    "--engine ort"
+)
 
 
 def load_plan(
@@ -41,24 +40,39 @@ def load_plan(
     """
     messages.forget()
     free = device.memory().free  # which also makes its context this thread's
-    runtime = trt.Runtime(messages)
     with open_plan(folder, graph, progress) as plan:
         header = plan.header
         check_usable(header, plan.path, model, machine)
-        # Its code is our own machine's or that of who may write to the folder, as the plan's is.
-        runtime.engine_host_code_allowed = header.key.builder.version_compatible
-        engine = runtime.deserialize_cuda_engine(plan.data)
+        prepared = _prepared(model, header) if header.key.builder.stripped else None
+        try:
+            return _loaded(plan, prepared, model, messages), header
+        except OutOfMemory as short:
+            needed = header.plan_bytes + (prepared.weight_bytes if prepared else 0)
+            told = short_of_memory(f"{graph}: its plan", needed, free)
+            raise OutOfMemory(f"{told} ({short}); {WAYS_OUT}") from None
+
+
+def _loaded(
+    plan: Plan, prepared: Prepared | None, model: ModelFolder, messages: Messages
+) -> trt.ICudaEngine:
+    """The engine of a plan, with its weights; `prepared` is the graph of one that has none."""
+    runtime = messages.made("runtime", lambda: trt.Runtime(messages))
+    # Its code is our own machine's or that of who may write to the folder, as the plan's is.
+    runtime.engine_host_code_allowed = plan.header.key.builder.version_compatible
+    engine = runtime.deserialize_cuda_engine(plan.data)
     if engine is None:
-        if messages.out_of_memory():
-            raise short_of_memory(f"{graph}: its plan", header.plan_bytes, free)
-        raise Fault(
-            f"{plan.path}: TensorRT does not load it: {messages.reason()}; remove it and build it "
-            "again"
+        raise messages.failure(
+            f"{plan.path}: TensorRT does not load it", "remove it and build it again"
         )
-    _check_tensors(engine, plan.path, header)
-    if header.key.builder.stripped:
-        _complete(engine, model, header, messages)
-    return engine, header
+    _check_tensors(engine, plan.path, plan.header)
+    if prepared is not None:
+        added = {
+            constant.name: in_memory(constant.name, constant.dtype, bytes.fromhex(constant.data))
+            for constant in plan.header.constants
+        }
+        numbers = {**checkpoint_weights(model, prepared), **prepared.constants, **added}
+        complete(engine, prepared.graph, numbers, messages)
+    return engine
 
 
 def _check_tensors(engine: trt.ICudaEngine, path: Path, header: PlanHeader) -> None:
@@ -75,10 +89,15 @@ def _check_tensors(engine: trt.ICudaEngine, path: Path, header: PlanHeader) -> N
         raise BadInput(f"{path}: the plan is not what its header says; remove it, build it again")
 
 
-def _complete(
-    engine: trt.ICudaEngine, model: ModelFolder, header: PlanHeader, messages: Messages
-) -> None:
-    """Give a stripped engine its weights, from the checkpoint where they lie."""
+def checkpoint_weights(model: ModelFolder, prepared: Prepared) -> Mapping[str, MappedWeight]:
+    """What a stripped plan takes from the checkpoint; what must be cast is kept in the cache."""
+    hashes = {name: record.sha256 for name, record in model.manifest.files.items()}
+    kept = kept_name(prepared.weights, hashes)
+    return map_weights(model.path, prepared.weights, cache_folder("trt"), kept=kept)
+
+
+def _prepared(model: ModelFolder, header: PlanHeader) -> Prepared:
+    """The graph that a stripped plan was built from, with the places of its weights."""
     key = header.key
     prepared = prepare(model, key.graph, key.edits)
     if prepared.sha256 != key.network:
@@ -86,19 +105,4 @@ def _complete(
             f"{key.graph}: the plan was made by another diffusion-rt ({header.made_by}), which "
             "prepares this graph in another way; build it again"
         )
-    weights = map_weights(model.path, prepared.weights, cache_folder("trt"))
-    refitter = trt.Refitter(engine, messages)
-    for name in refitter.get_all_weights():
-        if name not in weights:
-            continue
-        weight = weights[name]
-        given = trt.Weights(TYPES[weight.dtype], weight.address, prod(weight.shape))
-        if not refitter.set_named_weights(name, given):
-            raise Fault(f"{key.graph}: TensorRT refuses the weight {name}: {messages.reason()}")
-    if missing := refitter.get_missing_weights():
-        raise Fault(
-            f"{key.graph}: the plan misses {len(missing)} weights that the checkpoint does not "
-            f"have, {missing[0]} among them; build it again"
-        )
-    if not refitter.refit_cuda_engine():
-        raise Fault(f"{key.graph}: TensorRT does not take the weights: {messages.reason()}")
+    return prepared

@@ -1,16 +1,19 @@
 """A prepared graph as TensorRT's network: parsed, its weights handed over where they are mapped."""
 
 from collections.abc import Mapping
+from typing import cast
 
+import numpy as np
 import tensorrt as trt
 
 from diffusion_rt.engines.errors import Fault, shown
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.engines.trt.messages import Messages
 from diffusion_rt.engines.trt.prepare import Prepared
-from diffusion_rt.engines.trt.weights import MappedWeight
+from diffusion_rt.engines.trt.weights import MappedWeight, in_memory
 
 TYPES = {"float32": trt.DataType.FLOAT, "float16": trt.DataType.HALF, "int64": trt.DataType.INT64}
+MOST_ADDED = 4096  # bytes of one tensor that the parser adds; it has no reason for a large one
 
 
 class Network:
@@ -33,19 +36,39 @@ class Network:
         if plugins:
             flags |= 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
         self.definition = builder.create_network(flags)
-        self._weights = weights
+        self._initializers = {**weights, **prepared.constants}
+        self._messages = messages
         self._content = prepared.content
         self._file = prepared.variant.file
-        self._parser = trt.OnnxParser(self.definition, messages)
+        self._parser = messages.made("parser", lambda: trt.OnnxParser(self.definition, messages))
         if not self._parser.load_model_proto(self._content):
-            raise self._refused(messages)
+            raise self._refused()
         for name, weight in weights.items():
             if not self._parser.load_initializer(name, weight.address, weight.data.nbytes):
-                raise self._refused(messages, f"weight {name}")
+                raise self._refused(f"weight {name}")
         if not self._parser.parse_model_proto():
-            raise self._refused(messages)
+            raise self._refused()
         self._check(prepared.variant.inputs, self._found(self.definition.num_inputs, "input"))
         self._check(prepared.variant.outputs, self._found(self.definition.num_outputs, "output"))
+
+    def added(self) -> dict[str, MappedWeight]:
+        """The small tensors that the parser added to the graph's own, each under a new name.
+
+        The names it gives them itself say nothing of where they come from.
+        """
+        found: dict[str, MappedWeight] = {}
+        for index in range(self.definition.num_layers):
+            layer = self.definition.get_layer(index)
+            if layer.type != trt.LayerType.CONSTANT or layer.name in self._initializers:
+                continue
+            layer.__class__ = trt.IConstantLayer  # the bindings give each layer its base class
+            values = cast("trt.IConstantLayer", layer).weights
+            if isinstance(values, np.ndarray) and 0 < values.nbytes <= MOST_ADDED:
+                name = f"added.{len(found)}"
+                if self.definition.set_weights_name(trt.Weights(values), name):
+                    found[name] = in_memory(name, values.dtype.name, values.tobytes())
+        self._messages.forget()  # a name that is refused is no failure
+        return found
 
     def _found(self, count: int, kind: str) -> dict[str, trt.ITensor]:
         get = self.definition.get_input if kind == "input" else self.definition.get_output
@@ -66,9 +89,9 @@ class Network:
             names = ", ".join(sorted(found.keys() - {spec.name for spec in wanted}))
             raise Fault(f"{self._file}: TensorRT has {names} beside what the manifest says")
 
-    def _refused(self, messages: Messages, what: str = "") -> Fault:
+    def _refused(self, what: str = "") -> Fault:
         reasons = [self._parser.get_error(i) for i in range(self._parser.num_errors)]
-        reason = messages.reason()
+        reason = self._messages.reason()
         if reasons:
             first, node = reasons[0], ""
             if first.node() >= 0:

@@ -34,7 +34,15 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.engines.trt import seal
 from diffusion_rt.engines.trt.key import Key, Machine
-from diffusion_rt.engines.typed_json import Between, Line, Sha256, decode, encode
+from diffusion_rt.engines.typed_json import (
+    Between,
+    Line,
+    Matching,
+    Sha256,
+    Word,
+    decode,
+    encode,
+)
 
 MAGIC = b"DRT-PLAN"
 VERSION = 1
@@ -49,11 +57,21 @@ Bytes = Annotated[int, Between(0, MAX_PLAN)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A few numbers that TensorRT's parser put into a network by itself."""
+
+    name: Word  # that refitting knows them by
+    dtype: Word  # as NumPy spells it
+    data: Annotated[str, Matching(r"([0-9a-f]{2}){1,4096}", "hexadecimal digits")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanHeader:
     """What a plan file says of its plan.
 
     Profile i of the engine is `key.profiles[i]` and needs `scratch_bytes[i]` of device memory to
-    run, all weights aside. Inputs and outputs are those of the manifest's graph.
+    run, all weights aside; there are no such numbers where nobody could load it to ask. Inputs and
+    outputs are those of the manifest's graph. A stripped plan wants `constants` beside the weights.
     """
 
     key: Key
@@ -62,12 +80,13 @@ class PlanHeader:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     scratch_bytes: tuple[Bytes, ...]
+    constants: tuple[Constant, ...] = ()
     seconds: Annotated[float, Between(0.0, 1e9)]  # that building took
     made_by: Line  # such as diffusion-rt 0.1.0
 
     def __post_init__(self) -> None:
         """Refuse a header whose parts do not fit together."""
-        if len(self.scratch_bytes) != len(self.key.profiles) or not self.key.profiles:
+        if len(self.scratch_bytes) not in (0, len(self.key.profiles)) or not self.key.profiles:
             raise BadInput(
                 f"scratch_bytes: {len(self.scratch_bytes)} numbers for "
                 f"{len(self.key.profiles)} profiles"

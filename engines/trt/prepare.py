@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -14,7 +15,7 @@ from diffusion_rt.engines.protobuf import Refused
 from diffusion_rt.engines.trt.edits import edit
 from diffusion_rt.engines.trt.onnx_graph import read_graph
 from diffusion_rt.engines.trt.options import Edits
-from diffusion_rt.engines.trt.weights import Weight
+from diffusion_rt.engines.trt.weights import MappedWeight, Weight, in_memory
 from diffusion_rt.engines.typed_json import encode
 
 
@@ -26,6 +27,7 @@ class Prepared:
     variant: GraphVariant  # the exported file, with inputs and outputs, which stay as they are
     content: bytes
     weights: tuple[Weight, ...]
+    constants: Mapping[str, MappedWeight]  # the initializers whose numbers are in `content`
 
     @property
     def sha256(self) -> str:
@@ -67,4 +69,9 @@ def prepare(model: ModelFolder, graph: str, edits: Edits) -> Prepared:
         for tensor in network.tensors.values()
         if tensor.source is not None
     )
-    return Prepared(graph, variant, network.content(), weights)
+    constants = {
+        tensor.name: in_memory(tensor.name, ITEM_SIZES[tensor.dtype][0], tensor.data)
+        for tensor in network.tensors.values()
+        if tensor.source is None
+    }
+    return Prepared(graph, variant, network.content(), weights, constants)

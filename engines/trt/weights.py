@@ -1,28 +1,34 @@
 """Weights where TensorRT can read them: the mapped checkpoint, or a cast copy in a mapped file.
 
 No weight is copied into memory. What is stored in another type than the graph wants is cast, block
-by block, into a nameless file on disk, which is mapped like the checkpoint: its pages are the
-system's to write back and drop.
+by block, into a file on disk, which is mapped like the checkpoint: its pages are the system's to
+write back and drop. A build's file has no name and goes with it; what a stripped plan wants at
+every start is kept.
 """
 
+import hashlib
+import json
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.artefact import reading
+from diffusion_rt.engines.artefact import reading, remove_partials, writing
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.onnx_file import ExternalTensor
+from diffusion_rt.engines.typed_json import encode
 
 BLOCK = 1 << 20  # elements cast at a time
 _ALIGNMENT = 256
+_DIGEST = hashlib.sha256().digest_size
 
 _HELD = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 
@@ -59,12 +65,19 @@ class MappedWeight:
         return int(self.data.ctypes.data)
 
 
+def in_memory(name: str, dtype: str, content: bytes) -> MappedWeight:
+    """Numbers that are no file's, as a weight."""
+    data = np.frombuffer(content, np.uint8) if content else np.zeros(0, np.uint8)
+    return MappedWeight(name, dtype, (len(content) // item_size(dtype),), data)
+
+
 def map_weights(
-    model: Path, weights: Sequence[Weight], scratch: Path
+    model: Path, weights: Sequence[Weight], scratch: Path, *, kept: str = ""
 ) -> Mapping[str, MappedWeight]:
     """All weights at their addresses.
 
-    `model` is the model's folder; `scratch` is one with room for those that must be cast. Raises
+    `model` is the model's folder; `scratch` is one with room for those that must be cast. Where
+    `kept` names them (see `kept_name`), they stay there under that name for the next time. Raises
     BadInput where a file is missing or shorter than the weights in it, or the disk is full.
     """
     locations = dict.fromkeys(weight.location for weight in weights)
@@ -79,12 +92,26 @@ def map_weights(
                 f"{model / weight.location}: ends within {weight.name}; restore it, or export the "
                 "model again"
             )
-        item = np.dtype(_HELD.get(weight.dtype, weight.dtype)).itemsize
-        if weight.dtype != source.dtype or data.ctypes.data % item:
+        if weight.dtype != source.dtype or data.ctypes.data % item_size(weight.dtype):
             casts.append((weight, data))
         else:
             found[weight.name] = MappedWeight(weight.name, weight.dtype, source.shape, data)
-    return found | _cast_all(casts, scratch)
+    return found | _cast_all(casts, scratch, kept)
+
+
+def kept_name(weights: Sequence[Weight], hashes: Mapping[str, str]) -> str:
+    """A name for the casts of some weights; of another checkpoint, or in other types, another.
+
+    `hashes` has the sha256 of each file that they lie in.
+    """
+    files = {weight.location: hashes[weight.location] for weight in weights}
+    text = json.dumps([encode(weights), files], sort_keys=True)
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.weights"
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one number of a type."""
+    return np.dtype(_HELD.get(dtype, dtype)).itemsize
 
 
 def held(dtype: str) -> str:
@@ -114,13 +141,17 @@ def cast(values: NDArray[Any], stored: str, dtype: str) -> NDArray[Any]:
 def _map(path: Path) -> NDArray[np.uint8]:
     """The bytes of a file; the array keeps them mapped."""
     with reading(path, follow_links=False) as file:
-        if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
-            return np.zeros(0, np.uint8)
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        return _mapped(file.fileno())
+
+
+def _mapped(descriptor: int) -> NDArray[np.uint8]:
+    if not os.fstat(descriptor).st_size:  # an empty file cannot be mapped
+        return np.zeros(0, np.uint8)
+    return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
 
 
 def _cast_all(
-    casts: Sequence[tuple[Weight, NDArray[np.uint8]]], scratch: Path
+    casts: Sequence[tuple[Weight, NDArray[np.uint8]]], scratch: Path, kept: str
 ) -> dict[str, MappedWeight]:
     places, end = [], 0
     for weight, _ in casts:
@@ -128,37 +159,69 @@ def _cast_all(
         end += weight.nbytes + -weight.nbytes % _ALIGNMENT
     if not end:
         return {}
-    try:
+    if kept:
+        whole = _kept(scratch / kept, casts, end)
+    else:
         with tempfile.TemporaryFile(dir=scratch) as file:
-            # The room is taken now: a disk that is full when a page is written ends the process.
-            os.posix_fallocate(file.fileno(), 0, end)
-            whole = np.frombuffer(mmap.mmap(file.fileno(), end), np.uint8)
+            _write(file, casts, end, scratch)
+            whole = _mapped(file.fileno())
+    return {
+        weight.name: MappedWeight(
+            weight.name, weight.dtype, weight.source.shape, whole[place : place + weight.nbytes]
+        )
+        for (weight, _), place in zip(casts, places, strict=True)
+    }
+
+
+def _kept(
+    path: Path, casts: Sequence[tuple[Weight, NDArray[np.uint8]]], end: int
+) -> NDArray[np.uint8]:
+    """The casts that are kept under a name, with their sha256 behind them; made where missing."""
+    try:
+        whole = _map(path)
+        if whole.nbytes == end + _DIGEST and _digest(whole[:end]) == whole[end:].tobytes():
+            return whole
+    except BadInput:  # there is no such file, or none that can be read
+        pass
+    remove_partials(path.parent)
+    with writing(path) as file:
+        file.write(_write(file, casts, end, path.parent))
+    return _map(path)
+
+
+def _write(
+    file: BinaryIO, casts: Sequence[tuple[Weight, NDArray[np.uint8]]], end: int, folder: Path
+) -> bytes:
+    """Write casts one behind the other, each at a multiple of 256 bytes; their sha256."""
+    digest = hashlib.sha256()
+    try:
+        os.posix_fallocate(file.fileno(), 0, end)  # to hear of a full disk before the work is done
+        for weight, data in casts:
+            gap = memoryview(bytes(-weight.nbytes % _ALIGNMENT))
+            for block in chain(_cast_blocks(weight, data), (gap,)):
+                file.write(block)
+                digest.update(block)
+        file.flush()
     except OSError as error:
         raise BadInput(
-            f"{scratch}: {end / 1e9:.1f} GB for weights in another type cannot be had "
+            f"{folder}: {end / 1e9:.1f} GB for weights in another type cannot be had "
             f"({(error.strerror or 'no reason given').lower()}); make room there"
         ) from None
-    found = {}
-    for (weight, data), place in zip(casts, places, strict=True):
-        target = whole[place : place + weight.nbytes]
-        _cast_into(target, data, weight)
-        target.flags.writeable = False
-        found[weight.name] = MappedWeight(weight.name, weight.dtype, weight.source.shape, target)
-    return found
+    return digest.digest()
 
 
-def _cast_into(target: NDArray[np.uint8], data: NDArray[np.uint8], weight: Weight) -> None:
+def _cast_blocks(weight: Weight, data: NDArray[np.uint8]) -> Iterator[memoryview]:
+    """The bytes of one weight in the type that is wanted, piece by piece."""
     stored, dtype = weight.source.dtype, weight.dtype
     if stored == dtype:  # only out of line in its file
-        target[...] = data
+        yield data.data
         return
     if stored not in _HELD:
         raise BadInput(f"weight {weight.name}: stored as {stored}, wants {', '.join(_HELD)}")
-    item, wide = np.dtype(_HELD[stored]).itemsize, np.dtype(_HELD[dtype]).itemsize
-    for start in range(0, data.nbytes // item, BLOCK):
-        block = data[start * item : (start + BLOCK) * item].copy().view(_HELD[stored])
+    item = item_size(stored)
+    for start in range(0, data.nbytes, BLOCK * item):
+        block = data[start : start + BLOCK * item].copy().view(_HELD[stored])
         narrow = cast(block, stored, dtype)
-        target[start * wide : (start + len(block)) * wide] = narrow.view(np.uint8)
         if (
             not np.isfinite(cast(narrow, dtype, "float32")).all()
             and np.isfinite(cast(block, stored, "float32")).all()
@@ -167,3 +230,8 @@ def _cast_into(target: NDArray[np.uint8], data: NDArray[np.uint8], weight: Weigh
                 f"weight {weight.name}: a number of it is out of {dtype}'s range; build with "
                 "--precision float32"
             )
+        yield narrow.view(np.uint8).data
+
+
+def _digest(data: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(data.data).digest()

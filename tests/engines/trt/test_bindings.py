@@ -124,7 +124,9 @@ PLANTED = [
     ("network.py", "trt.DataType.HALF", "trt.DataType.FLOAT16"),
     ("monitor.py", "def phase_finish(self, phase_name: str)", "def phase_finish(self)"),
     ("engine.py", ".execute_async_v3(", ".execute_async_v2("),
-    ("loading.py", "trt.Weights(TYPES[weight.dtype],", "trt.Weights(weight.dtype,"),
+    ("loading.py", "trt.Runtime(messages)", "trt.Runtime()"),
+    ("network.py", "set_weights_name(trt.Weights(values), name)", "set_weights_name(name, values)"),
+    ("refit.py", "trt.Weights(TYPES[given.dtype],", "trt.Weights(given.dtype,"),
     ("messages.py", "severity: trt.ILogger.Severity", "severity: str"),
 ]
 

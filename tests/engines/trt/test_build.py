@@ -174,6 +174,7 @@ def test_force_builds_again(small: ModelFolder, device: Simulator) -> None:
     forced = small_build(small, device, force=True, say=said.append)
     assert not any(built.kept for built in forced.built)
     assert said[-1] == "unet_step: built anew (asked for)"
+    assert forced.built[-1].reasons == ("asked for",)
 
 
 def test_a_damaged_plan_is_built_anew(small: ModelFolder, device: Simulator) -> None:
@@ -187,6 +188,7 @@ def test_a_damaged_plan_is_built_anew(small: ModelFolder, device: Simulator) -> 
     assert [built.kept for built in again.built] == [True, True, False]
     assert len(said) == 1
     assert "its bytes changed since it was written" in said[0]
+    assert again.built[2].reasons == (said[0].removeprefix("unet_step: built anew (")[:-1],)
     with open_plan(folder_of(small.path), "unet_step") as plan:
         assert unpack(bytes(plan.data)) is not None
 
@@ -208,6 +210,7 @@ def test_engines_that_somebody_else_built(
         anew = small_build(small, device, say=said.append)
     assert not any(built.kept for built in anew.built)
     assert "was not built by you here" in said[0]
+    assert all("was not built by you here" in built.reasons[0] for built in anew.built)
 
 
 def test_settings_reach_the_builder(small: ModelFolder, device: Simulator) -> None:

@@ -20,6 +20,7 @@ from diffusion_rt.engines.trt.key import Key, Machine, differences
 from diffusion_rt.engines.trt.options import BuilderOptions, Edits
 from diffusion_rt.engines.trt.plan_file import (
     PAGE,
+    Constant,
     NotOurs,
     PlanHeader,
     check_usable,
@@ -117,8 +118,15 @@ def test_a_header_that_is_not_the_plans(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="not that of this plan"):
             write_plan(tmp_path, wrong, PLAN)
     with pytest.raises(BadInput, match="scratch_bytes"):
-        header_of(PLAN, scratch_bytes=())
+        header_of(PLAN, scratch_bytes=(1, 2))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_header_may_not_know_what_it_needs_and_brings_constants(tmp_path: Path) -> None:
+    constants = (Constant(name="added.0", dtype="float32", data="0000803f"),)
+    header = header_of(PLAN, scratch_bytes=(), constants=constants)
+    write_plan(tmp_path, header, PLAN)
+    assert read_header(tmp_path, "unet_step") == header
 
 
 def test_a_full_disk_leaves_the_older_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,5 +133,48 @@ def test_no_room_for_casts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     weights = [weight_of("w", "float32", "float16", (16,), 0)]
-    with pytest.raises(BadInput, match=r"no space left on device\); make room there"):
-        map_weights(tmp_path, weights, tmp_path)
+    for kept in ("", "x.weights"):
+        with pytest.raises(BadInput, match=r"no space left on device\); make room there"):
+            map_weights(tmp_path, weights, tmp_path, kept=kept)
+    assert [path.name for path in tmp_path.iterdir()] == ["unet"]
+
+
+def test_casts_that_are_kept_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unet").mkdir()
+    values = np.random.default_rng(2).normal(size=1001).astype(np.float32)
+    (tmp_path / "unet" / "w.bin").write_bytes(values.tobytes())
+    weights = [weight_of("a", "float32", "float16", (501,), 0)]
+    weights.append(weight_of("b", "float32", "float16", (500,), 4 * 501))
+    name = module.kept_name(weights, {"unet/w.bin": "0" * 64})
+    names = {
+        name,
+        module.kept_name(weights, {"unet/w.bin": "1" * 64}),
+        module.kept_name(weights[:1], {"unet/w.bin": "0" * 64}),
+        module.kept_name([weight_of("a", "float32", "bfloat16", (501,), 0)], {"unet/w.bin": ""}),
+    }
+    assert len(names) == 4
+    made: list[str] = []
+    plain = module.cast
+
+    def counted(values: NDArray[Any], stored: str, dtype: str) -> NDArray[Any]:
+        made.append(dtype)
+        return plain(values, stored, dtype)
+
+    monkeypatch.setattr(module, "cast", counted)
+    kept = tmp_path / name
+
+    def check(*, anew: bool) -> None:
+        made.clear()
+        found = map_weights(tmp_path, weights, tmp_path, kept=name)
+        assert bool(made) == anew
+        both = np.concatenate([values_of(found["a"]), values_of(found["b"])])
+        np.testing.assert_array_equal(both, values.astype(np.float16))
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "unet"])
+
+    check(anew=True)
+    check(anew=False)
+    content = bytearray(kept.read_bytes())
+    for damaged in (content[:-1], content[:100], bytes([content[0] ^ 1]) + content[1:], b""):
+        kept.write_bytes(damaged)
+        check(anew=True)
+        assert kept.read_bytes() == content

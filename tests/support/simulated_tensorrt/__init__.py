@@ -21,6 +21,7 @@ from support.simulated_tensorrt.enums import (
     ErrorCode,
     ExecutionContextAllocationStrategy,
     HardwareCompatibilityLevel,
+    LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
     OnnxParserFlag,
@@ -33,6 +34,7 @@ from support.simulated_tensorrt.enums import (
     TensorLocation,
     TilingOptimizationLevel,
 )
+from support.simulated_tensorrt.layers import IConstantLayer, ILayer
 from support.simulated_tensorrt.parser import OnnxParser, ParserError
 from support.simulated_tensorrt.plan import VERSION as __version__
 from support.simulated_tensorrt.refit import Refitter
@@ -59,15 +61,18 @@ __all__ = [
     "ExecutionContextAllocationStrategy",
     "HardwareCompatibilityLevel",
     "IBuilderConfig",
+    "IConstantLayer",
     "ICudaEngine",
     "IExecutionContext",
     "IHostMemory",
+    "ILayer",
     "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",
     "IProgressMonitor",
     "ITensor",
     "ITimingCache",
+    "LayerType",
     "Logger",
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-from onnx import TensorProto
 
 from support.simulated_tensorrt.enums import (
     BuilderFlag,
@@ -22,7 +21,8 @@ from support.simulated_tensorrt.enums import (
     Severity,
     TilingOptimizationLevel,
 )
-from support.simulated_tensorrt.plan import TYPES, VERSION, Facts, Shape, Stored, ends_of, pack
+from support.simulated_tensorrt.layers import ILayer, Numbers
+from support.simulated_tensorrt.plan import VERSION, Facts, Shape, Stored, ends_of, pack
 from support.simulated_tensorrt.plugin import Use, check
 from support.simulated_tensorrt.rules import Broken, call_back, device
 from support.simulated_tensorrt.values import (
@@ -30,11 +30,12 @@ from support.simulated_tensorrt.values import (
     IHostMemory,
     ILogger,
     IProgressMonitor,
+    Weights,
     logger_of,
 )
 
 _CACHE = b"a timing cache of the simulated TensorRT\n"
-_REFITTABLE = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_KNOBS = ("-conv_use_long_w", "-kgen:codegen:cuda_tile")
 
 
 @dataclass
@@ -48,6 +49,14 @@ class _Build:
 
 BUILDS: list[_Build] = []
 """Every build of this process, the latest last."""
+
+
+def LISTED(numbers: Numbers) -> bool:
+    """Whether refitting knows some numbers, and stripping takes them away: all, unless replaced.
+
+    Nothing documented says which of them TensorRT leaves alone.
+    """
+    return True
 
 
 class ITensor:
@@ -79,7 +88,7 @@ class INetworkDefinition:
         network.name = ""
         network._builder, network._flags = builder, flags
         network._model, network._given, network._parser = None, {}, None
-        network._uses = []
+        network._uses, network._numbers = [], []
         return network
 
     name: str
@@ -89,6 +98,7 @@ class INetworkDefinition:
     _given: dict[str, tuple[int, int, str]]
     _parser: Any
     _uses: list[Use]
+    _numbers: list[Numbers]
 
     @property
     def builder(self) -> "Builder":
@@ -103,7 +113,7 @@ class INetworkDefinition:
 
     @property
     def num_layers(self) -> int:
-        return len(self._model.graph.node) if self._model is not None else 0
+        return len(self._layers())
 
     @property
     def num_inputs(self) -> int:
@@ -119,6 +129,32 @@ class INetworkDefinition:
     def get_output(self, index: int) -> ITensor:
         return self._ends("output")[index]
 
+    def get_layer(self, index: int) -> ILayer:
+        return self._layers()[index]
+
+    def set_weights_name(self, weights: Weights, name: str) -> bool:
+        """As documented: for all numbers at that address, if no others have the name."""
+        here = [n for n in self._numbers if n.weights._address == weights._address]
+        fits = here and all(
+            (n.weights.dtype, n.weights.size) == (weights.dtype, weights.size) for n in here
+        )
+        if not fits or any(n.name == name for n in self._numbers if n not in here):
+            self._builder.logger._say(Severity.ERROR, f"the name {name} is rejected")
+            return False
+        for numbers in here:
+            numbers.name = name
+        return True
+
+    def _layers(self) -> list[ILayer]:
+        if self._model is None:
+            return []
+        constants = [n for n in self._numbers if n.constant]
+        made = [
+            ILayer._of(n.tensor or f"(Unnamed Layer* {index}) [Constant]", n)
+            for index, n in enumerate(constants)
+        ]
+        return [*made, *(ILayer._of(node.name) for node in self._model.graph.node)]
+
     def _ends(self, kind: str) -> list[ITensor]:
         if self._model is None:
             return []
@@ -131,9 +167,10 @@ class INetworkDefinition:
         given: Mapping[str, tuple[int, int, str]],
         parser: Any,
         uses: Sequence[Use],
+        numbers: Sequence[Numbers],
     ) -> None:
         self._model, self._given, self._parser = model, dict(given), parser
-        self._uses = list(uses)
+        self._uses, self._numbers = list(uses), list(numbers)
 
 
 class IOptimizationProfile:
@@ -215,13 +252,13 @@ class IBuilderConfig:
     runtime_platform: RuntimePlatform = RuntimePlatform.SAME_AS_BUILD
     profiling_verbosity: ProfilingVerbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
     progress_monitor: IProgressMonitor | None = None
-    build_route: str = ""
     flags: int = 1 << int(BuilderFlag.TF32)
     profile_stream: int = 0
     _profiles: list[dict[str, tuple[Shape, Shape, Shape]]] = field(default_factory=list)
     _limits: dict[MemoryPoolType, int] = field(default_factory=dict)
     _features: dict[PreviewFeature, bool] = field(default_factory=dict)
     _cache: ITimingCache | None = None
+    _route: str = ""
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -229,7 +266,19 @@ class IBuilderConfig:
 
     @property
     def all_build_routes(self) -> str:
-        return '{"-conv_use_long_w": ["on", "off"]}'
+        return json.dumps({"tuner_version": "1", "tuner_options": [{"option": o} for o in _KNOBS]})
+
+    @property
+    def build_route(self) -> str:
+        return self._route
+
+    @build_route.setter
+    def build_route(self, value: str) -> None:
+        unknown = [knob for knob in value.split() if knob.split("=")[0] not in _KNOBS]
+        if unknown:  # said in the log alone: the setter returns nothing
+            self._logger._say(Severity.ERROR, f"unknown build route {unknown[0]}")
+        else:
+            self._route = value
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         if not profile:
@@ -387,14 +436,12 @@ def _plan(network: INetworkDefinition, config: IBuilderConfig) -> bytes:
     stripped = "STRIP_PLAN" in flags
     weights = {}
     if stripped or "REFIT" in flags or "REFIT_IDENTICAL" in flags:
-        for tensor in model.graph.initializer:
-            if tensor.data_type not in _REFITTABLE or tensor.name not in network._given:
-                continue
-            _, size, sha256 = network._given[tensor.name]
-            dtype = TYPES[tensor.data_type]
-            weights[tensor.name] = Stored(dtype.name, size // dtype.itemsize, sha256)
-            if stripped:
-                tensor.ClearField("raw_data")
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        for numbers in filter(LISTED, network._numbers):
+            kind, count = numbers.weights.dtype.name, numbers.weights.size
+            weights[numbers.name] = Stored(kind, count, numbers.sha256, numbers.tensor)
+            if stripped and numbers.tensor:
+                tensors[numbers.tensor].ClearField("raw_data")
     facts = Facts(
         version=VERSION,
         arch=device().arch,

@@ -83,6 +83,11 @@ class HardwareCompatibilityLevel(Numbered):
     SAME_COMPUTE_CAPABILITY = 2
 
 
+class LayerType(Numbered):
+    ELEMENTWISE = 9
+    CONSTANT = 19
+
+
 class MemoryPoolType(Numbered):
     WORKSPACE = 0
     TACTIC_DRAM = 4

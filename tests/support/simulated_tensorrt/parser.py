@@ -10,6 +10,7 @@ from onnx import TensorProto
 from support.parser_list import examined
 from support.simulated_tensorrt.build import INetworkDefinition
 from support.simulated_tensorrt.enums import ErrorCode, OnnxParserFlag, Severity
+from support.simulated_tensorrt.layers import numbers_of
 from support.simulated_tensorrt.plugin import Use, put_back, take
 from support.simulated_tensorrt.rules import Broken
 from support.simulated_tensorrt.values import ILogger, logger_of
@@ -156,7 +157,7 @@ class OnnxParser:
             name: (address, size, hashlib.sha256(ctypes.string_at(address, size)).hexdigest())
             for name, (address, size) in self._given.items()
         }
-        self._network._take(inferred, given, self, uses)
+        self._network._take(inferred, given, self, uses, numbers_of(inferred, self._given))
         return True
 
     def parse(self, model: Any, path: str | None = None) -> bool:

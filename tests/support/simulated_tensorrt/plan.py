@@ -54,6 +54,7 @@ class Stored:
     dtype: str
     count: int
     sha256: str
+    tensor: str  # the initializer of the model; none where the parser added them
 
 
 @dataclass(frozen=True)

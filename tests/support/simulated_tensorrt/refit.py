@@ -16,6 +16,7 @@ class Refitter:
 
     def __init__(self, engine: ICudaEngine, logger: ILogger) -> None:
         if not engine.refittable:
+            logger._say(Severity.ERROR, "the engine is not refittable")
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._engine, self._logger = engine, logger_of(logger)
         self._given: dict[str, Weights] = {}
@@ -60,14 +61,14 @@ class Refitter:
             return False
         engine = self._engine
         model: Any = onnx.load_model_from_string(engine._model)
-        for tensor in model.graph.initializer:
-            if tensor.name not in self._given:
-                continue
-            content = self._given[tensor.name]._read()
-            same = hashlib.sha256(content).hexdigest() == engine._facts.weights[tensor.name].sha256
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        for name, given in self._given.items():
+            content, stored = given._read(), engine._facts.weights[name]
+            same = hashlib.sha256(content).hexdigest() == stored.sha256
             if not same and "REFIT" not in engine._facts.flags:
-                raise Broken(f"REFIT_IDENTICAL, and {tensor.name} is not what it was built with")
-            tensor.raw_data = content
+                raise Broken(f"REFIT_IDENTICAL, and {name} is not what it was built with")
+            if stored.tensor:
+                tensors[stored.tensor].raw_data = content
         engine._model, engine._arithmetic = model.SerializeToString(), None
         engine._missing -= self._given.keys()
         return True

@@ -49,6 +49,14 @@ class Weights:
         if not isinstance(self._dtype, DataType):
             raise TypeError("__init__(): incompatible constructor arguments")
 
+    @classmethod
+    def _owned(cls, dtype: DataType, content: bytes) -> "Weights":
+        """Numbers in memory that lives as long as this."""
+        buffer = ctypes.create_string_buffer(content, max(len(content), 1))
+        weights = cls(dtype, ctypes.addressof(buffer), len(content) // dtype.itemsize)
+        weights._keep = buffer
+        return weights
+
     @property
     def dtype(self) -> DataType:
         return self._dtype
@@ -67,6 +75,10 @@ class Weights:
     def _read(self) -> bytes:
         """The bytes as they are now."""
         return ctypes.string_at(self._address, self.nbytes)
+
+    def _memory(self) -> Any:
+        """The very bytes, as a buffer."""
+        return (ctypes.c_uint8 * self.nbytes).from_address(self._address)
 
 
 class IHostMemory(bytes):
