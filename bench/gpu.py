@@ -1,6 +1,6 @@
 """The whole GPU run as one command: what is right first, then what takes how long.
 
-    python bench/gpu.py --output DIR --graphs GRAPHS
+    python bench/gpu.py --output DIR
 
 needs NumPy and a GPU with its driver. The device layer, the kernels and the native engine need
 cuda-bindings, and NVRTC or nvcc to compile; the yardsticks need torch; the tests need pytest and
@@ -8,18 +8,16 @@ hypothesis. What lacks one says "not run: no NAME". Where nothing can be downloa
 along: `pip download --no-deps cuda-bindings cuda-pathfinder` (13 MB), and nvidia-cuda-nvrtc where
 there is neither torch, which brings it, nor nvcc.
 
-GRAPHS is SDXL of full size without its weights, 5 MB, which any machine with PyTorch and diffusers
-makes in three minutes with 7 GB of disk and 1 GB of memory:
+SDXL of full size comes with this script without its weights (bench/graphs). These, which depend
+on their names and a seed alone, are generated into DIR, 7 GB, and may be removed afterwards
+(DIR/model, DIR/cache). Another exported model, of generated weights or its own, is --graphs GRAPHS:
 
     diffusion-rt bench export --architecture sdxl-base --keep ./sdxl-base
     diffusion-rt bench graphs --model ./sdxl-base --keep ./graphs
 
-The weights, which depend on their names and a seed alone, are generated into DIR, 7 GB, and may be
-removed afterwards (DIR/model, DIR/cache). Without GRAPHS the parts of full size are not run.
-
 Each part runs in a process of its own, at most so many seconds, and keeps its records, JSON lines
-in DIR, as soon as they are known. The exit status is 0 where all that was checked is right, and
-what must be shown was.
+in DIR, as soon as they are known. Where time runs out, run the rest by --parts. The exit status is
+0 where all that was checked is right, and what must be shown was.
 
     for file in DIR/*.jsonl; do cat "$file" >> "bench/results/${file##*/}"; done
     diffusion-rt bench report                                       (the tables of it)
@@ -32,9 +30,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 LONGEST = 10.0  # minutes
+GRAPHS = HERE / "graphs" / "sdxl-base.tar.xz"
 GRACE = 5.0  # seconds between a part's last row and its end by force
+_children: "list[subprocess.Popen[bytes]]" = []
 PEERS = ("diffusers", "transformers", "onnxruntime", "tensorrt", "nvmath", "cudnn")
 
 
@@ -55,23 +57,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     if find_spec("diffusion_rt") is None:  # a checkout that is not installed
         sys.path.insert(0, str(HERE.parent / "src"))
     from diffusion_rt.bench.gpu_part import PARTS
+    from diffusion_rt.bench.gpu_targets import verdicts
 
     found = _parser(tuple(PARTS)).parse_args(argv)
     found.output.mkdir(parents=True, exist_ok=True)
+    if found.graphs is None and found.device == "cuda":
+        found.graphs = unpacked(found.output)
     begun = time.time()
     end = begun + 60 * found.minutes - GRACE
     rows: list[Row] = []
+
+    def run(name: str) -> None:
+        for row in run_part(name, min(PARTS[name].seconds, end - time.time()), found):
+            rows.append(row)
+            print(f"{row.outcome:<8}{row.name}: {row.note}", flush=True)
+
+    beside = [name for name in found.parts if PARTS[name].beside]
     try:
-        for name in found.parts:
-            for row in run_part(name, min(PARTS[name].seconds, end - time.time()), found):
-                rows.append(row)
-                print(f"{row.outcome:<8}{row.name}: {row.note}", flush=True)
+        with ThreadPoolExecutor(1) as pool:
+            others = [pool.submit(run, name) for name in beside]
+            try:
+                for name in found.parts:
+                    if name not in beside:
+                        run(name)
+            except KeyboardInterrupt:
+                for child in _children:
+                    _end(child)
+                raise
+            for other in others:
+                other.result()
     except KeyboardInterrupt:
         print("interrupted")
     print(f"\n{time.time() - begun:.0f} s in all\n")
     print(table(rows))
+    print(verdicts(found.output))
     required = [name for name in found.parts if PARTS[name].required]
     return 0 if all_right(rows, required) else 1
+
+
+def unpacked(folder: Path) -> Path:
+    """The graphs that come with this script, in a folder of `folder`."""
+    target = folder / "graphs"
+    if not (target / "manifest.json").exists():
+        with tarfile.open(GRAPHS) as archive:
+            archive.extractall(target, filter="data")
+    return target
 
 
 def run_part(name: str, seconds: float, found: argparse.Namespace) -> "Iterator[Row]":
@@ -99,9 +129,14 @@ def run_part(name: str, seconds: float, found: argparse.Namespace) -> "Iterator[
     except (queue.Empty, subprocess.TimeoutExpired):
         yield Row(name, name, broken, f"did not end in {seconds:.0f} s, see log.txt")
     finally:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)  # with the tests it started
-            child.wait()
+        _end(child)
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Kill what still runs, with the tests it started."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _start(name: str, seconds: float, found: argparse.Namespace) -> "subprocess.Popen[bytes]":
@@ -115,7 +150,7 @@ def _start(name: str, seconds: float, found: argparse.Namespace) -> "subprocess.
     given = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(HERE.parent / "src"), *([given] if given else [])])
     with (found.output / "log.txt").open("ab") as log:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             command,
             env=os.environ | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "XDG_CACHE_HOME": cache},
             stdin=subprocess.DEVNULL,
@@ -123,6 +158,8 @@ def _start(name: str, seconds: float, found: argparse.Namespace) -> "subprocess.
             stderr=log,
             start_new_session=True,
         )
+    _children.append(child)
+    return child
 
 
 def _read(stream: IO[bytes], lines: "queue.Queue[str | None]") -> None:
@@ -162,7 +199,6 @@ def _short(note: str) -> str:
 def _command(found: argparse.Namespace) -> str:
     """As anybody can type it; of the folder nothing."""
     words = ["python", "bench/gpu.py", "--output", "DIR"]
-    words += ["--graphs", "DIR"] if found.graphs else []
     words += ["--device", found.device] if found.device != "cuda" else []
     return shlex.join(words)
 
@@ -195,8 +231,8 @@ def _parser(parts: Sequence[str]) -> argparse.ArgumentParser:
         "--graphs",
         type=_folder,
         metavar="DIR",
-        help="an exported SDXL model of generated weights, with or without them, by `diffusion-rt "
-        "bench graphs`; without it nothing of full size runs",
+        help="an exported SDXL model, by `diffusion-rt bench graphs` without its weights; default: "
+        "SDXL base of generated weights",
     )
     parser.add_argument(
         "--commit", type=_commit, help="of these sources, for a copy without its history"

@@ -153,6 +153,22 @@ def run(engine: Engine, given: Mapping[str, Array], sizes: Mapping[str, int]) ->
     return outputs
 
 
+def decoded(load: Callable[[str], Engine], side: int, factor: int, seed: int = 0) -> Array:
+    """What the VAE's decoder makes of random latents of `side` by `side`, the same for everybody.
+
+    `factor` is how many pixels a latent becomes in each direction. The image [1, c, height, width]
+    float32.
+    """
+    engine = load("vae_decoder")
+    sizes = {"batch": 1, "height": side, "width": side}
+    shape = engine.inputs["latent"].resolve(sizes)
+    latent = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    sizes |= dict.fromkeys(("image_height", "image_width"), factor * side)
+    found = run(engine, {"latent": latent}, sizes)["image"]
+    engine.close()
+    return found.astype(np.float32)
+
+
 def evaluate(load: Callable[[str], Engine], side: int, seed: int = 0) -> Array:
     """One evaluation of the UNet by its three graphs, latents of `side` by `side`, two rows.
 

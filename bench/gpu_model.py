@@ -3,35 +3,33 @@
 import hashlib
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from diffusion_rt.bench import bare
+from diffusion_rt.bench.gpu_against import told
 from diffusion_rt.bench.gpu_bench import Array
 from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
+from diffusion_rt.bench.gpu_part import importable
+from diffusion_rt.bench.gpu_prepare import CHECKED, model_of, side_of, truths
 from diffusion_rt.bench.gpu_rows import Setting, Sink, excess
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
-from diffusion_rt.engines.model_folder import ModelFolder, open_model
-from diffusion_rt.engines.native.backend import open_host, open_native
+from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.lower import plan_of
+from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.engines.protocol import Backend
-from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels.catalogue import SOURCES, Variant
 from diffusion_rt.kernels.compile import host_library
 from diffusion_rt.kernels.driver.simulator import Simulator
 
-SHIPPED = Path(__file__).resolve().parent.parent / "runtime" / "models" / "shapes-xl"
-NO_GRAPHS = "no graphs; give --graphs DIR, made by: diffusion-rt bench graphs --model … --keep DIR"
-FILLED = "model"  # the folder with weights, in the folder of records
+LIBRARIES = ("nvmath", "cudnn")  # what a build can measure beside our kernels
 REMAIN = 30  # seconds that a build of tactics leaves for what comes after it
 
 
@@ -42,10 +40,9 @@ class Extent:
     side: int  # of the picture that is timed, in pixels
     steps: int
     repeats: int
-    checked: int  # side of the latents whose prediction is held against the host's
 
 
-FULL, TINY = Extent(1024, 30, 3, 16), Extent(32, 2, 1, 4)
+FULL, TINY = Extent(1024, 30, 3), Extent(32, 2, 1)
 
 
 class HostImages:
@@ -62,16 +59,21 @@ class HostImages:
 
 
 def native(sink: Sink) -> None:
-    """One evaluation against the host; then a step, the decoder and a picture.
+    """One evaluation and one decoded picture against the host; then a step, a decode, a picture.
 
-    These are timed twice: before and after the ways to run each operation were measured.
+    These are timed before and after the ways to run each operation were measured, then with
+    launches that overlap, and with NVIDIA's libraries where they are.
     """
-    folder = _folder(sink, "native")
+    folder = model_of(sink, "native")
     if folder is None:
         return
     extent = TINY if sink.chip.simulated else FULL
     gpu = _gpu(sink)
-    _check(sink, folder, open_native(folder, gpu=gpu), extent)
+    backend = open_native(folder, gpu=gpu)
+    allowed = _check(sink, folder, backend, "unet")
+    _check(sink, folder, backend, "vae_decoder")
+    if not sink.chip.simulated:
+        _check_whole(sink, folder, gpu, allowed)
     gpu.close()
     _time(sink, folder, "native, ways not measured", extent, open_native)
     if sink.chip.simulated:
@@ -88,11 +90,13 @@ def native(sink: Sink) -> None:
         same = one.latents.tobytes() == other.latents.tobytes()
         setting = _setting(folder, extent, "native, launches overlap")
         sink.checked("overlap", 0.0 if same else math.inf, setting)
+    if all(map(importable, LIBRARIES)) and _build(sink, folder, "native", extent, "--libraries"):
+        _time(sink, folder, "native, libraries", extent, open_native)
 
 
 def tensorrt(sink: Sink) -> None:
     """The same by TensorRT, its engines built first."""
-    folder = _folder(sink, "tensorrt")
+    folder = model_of(sink, "tensorrt")
     if folder is None:
         return
     if sink.chip.simulated:
@@ -106,7 +110,7 @@ def tensorrt(sink: Sink) -> None:
 
 def first(sink: Sink) -> None:
     """A picture in a fresh process, which this one is; kernels are compiled and ways measured."""
-    folder = _folder(sink, "first-picture")
+    folder = model_of(sink, "first-picture")
     if folder is None:
         return
     extent = TINY if sink.chip.simulated else FULL
@@ -121,42 +125,47 @@ def first(sink: Sink) -> None:
     drawer.close()
 
 
-def against(sink: Sink) -> None:
-    """diffusers beside the native engine on the same weights, by the benchmark that does that."""
-    folder = _folder(sink, "diffusers")
-    if folder is None:
-        return
-    if sink.chip.simulated:
-        sink.not_run("diffusers", "on a simulator it is the test suite itself")
-        return
-    command = [sys.executable, "-m", "diffusion_rt", "bench", "end-to-end", "--model"]
-    command += [str(folder.path), "--device", "cuda", "--engine", "native", "--setting", "mlperf"]
-    command += ["--repeats", "3", "--warm-up", "1", "--output", str(sink.output)]
-    said = _told(sink, command)
-    for line in said.splitlines():
-        wrong = "not timed" in line
-        sink.say("diffusers", "wrong" if wrong else "timed", line)
+def _check(sink: Sink, folder: ModelFolder, backend: Backend, name: str) -> float:
+    """What the device makes in half precision against the host's float32; the error allowed.
 
-
-def _check(sink: Sink, folder: ModelFolder, backend: Backend, extent: Extent) -> None:
-    """A prediction in half precision against the host's in float32.
-
-    Allowed is twice what rounding at the same places costs the host.
+    That is twice what rounding at the same places costs the host. It is told as a share of the
+    result: root of the mean square over that of the truth.
     """
-    side = extent.checked
-    begun = time.perf_counter()
-
-    def on_host(precision: Precision) -> Array:
-        return evaluate(open_host(folder, precision=precision).load, side)
-
-    with ThreadPoolExecutor(2) as pool:  # most of it is weights on their way, a minute for each
-        truth, plain = pool.map(on_host, ("float32", "float16"))
-    found = evaluate(backend.load, side)
-    seconds = time.perf_counter() - begun
+    side = side_of(sink)
+    truth, plain = truths(sink, folder, name)
+    found = CHECKED[name](folder, backend.load, side)
     setting: Setting = {"model": folder.manifest.name, "latents": f"{side}x{side}", "rows": 2}
     error = excess(found, plain.astype(np.float16), truth.astype(np.float64))
-    sink.checked("unet", error, setting)
-    print(f"unet checked in {seconds:.1f} s", file=sys.stderr)
+    sink.checked(name, error, setting)
+    return 2 * _share(plain - truth, truth)
+
+
+def _check_whole(sink: Sink, folder: ModelFolder, gpu: Gpu, allowed: float) -> None:
+    """A prediction at full size: the ways of this very chip against those of any.
+
+    They add in another order and round alike, so both are as far from the truth as `allowed` says,
+    which was found at a smaller size; together they may be twice as far from each other.
+    """
+    side = FULL.side // folder.manifest.vae.factor
+    own, portable = (
+        evaluate(open_native(folder, gpu=gpu, choose=choose).load, side)
+        for choose in (None, any_chip)
+    )
+    size = f"{FULL.side}x{FULL.side}"
+    setting: Setting = {"model": folder.manifest.name, "size": size, "rows": 2, "against": "mma"}
+    sink.checked("unet, whole", _share(own - portable, portable) / (2 * allowed), setting)
+
+
+def any_chip(found: Ways) -> Way:
+    """The likely fastest of the ways that are not for one chip alone."""
+    portable = (way for way in found.ways if not any(one.suffix for one in way.variants))
+    return next(portable, found.ways[0])
+
+
+def _share(difference: Array, of: Array) -> float:
+    """Root mean squares; infinite where something is not finite."""
+    share = float(np.sqrt(np.mean(difference.astype(np.float64) ** 2) / np.mean(of * of)))
+    return share if math.isfinite(share) else math.inf
 
 
 def _time(
@@ -216,58 +225,19 @@ def _work(folder: ModelFolder, extent: Extent) -> tuple[int, int]:
     return flop, sum(plan.bytes_moved(operation) for operation in plan.operations)
 
 
-def _build(sink: Sink, folder: ModelFolder, engine: str, extent: Extent) -> bool:
+def _build(sink: Sink, folder: ModelFolder, engine: str, extent: Extent, *flags: str) -> bool:
     """Build the engines for one size; whether that came to its end."""
     command = [sys.executable, "-m", "diffusion_rt", "build", str(folder.path), "--engine", engine]
-    command += ["--buckets", f"{extent.side}x{extent.side}"]
+    command += ["--buckets", f"{extent.side}x{extent.side}", *flags]
     begun = time.perf_counter()
     try:
-        _told(sink, command)
+        told(sink, command)
     except RuntimeError as error:
         sink.not_run(f"build {engine}", str(error))
         return False
     seconds = time.perf_counter() - begun
-    sink.timed("build", [seconds], _setting(folder, extent, engine))
+    sink.timed("build", [seconds], _setting(folder, extent, ", ".join([engine, *flags])))
     return True
-
-
-def _told(sink: Sink, command: list[str]) -> str:
-    """What a command prints; RuntimeError with its last words where it fails or takes too long."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=max(sink.deadline - time.time(), 1),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError("out of time") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise RuntimeError(f"status {done.returncode}: {last}")
-    return done.stdout
-
-
-def _folder(sink: Sink, name: str) -> ModelFolder | None:
-    """The model, its weights generated if they are not there; None, and a row, without graphs."""
-    if sink.graphs is None and not sink.chip.simulated:
-        sink.not_run(name, NO_GRAPHS)
-        return None
-    given = sink.graphs or SHIPPED
-    if not bare.is_bare(given):
-        return open_model(given)
-    if sink.output is None:
-        sink.not_run(name, "nowhere to generate weights into")
-        return None
-    target = sink.output / FILLED
-    if not (target / "manifest.json").exists():
-        begun = time.perf_counter()
-        count = bare.fill(given, target)
-        seconds = time.perf_counter() - begun
-        sink.say("weights", "timed", f"{count:,} generated in {seconds:.1f} s", shown=False)
-    return open_model(target)
 
 
 def _setting(folder: ModelFolder, extent: Extent, engine: str) -> dict[str, str | int | float]:

@@ -29,6 +29,7 @@ class Part:
     needs: tuple[str, ...] = ()
     proves: bool = True  # whether it says what is right, or only what takes how long
     required: bool = False  # whether all is right only where this was shown
+    beside: bool = False  # whether the next parts need not wait for it: it leaves the device alone
 
     @property
     def broken(self) -> Outcome:
@@ -36,23 +37,26 @@ class Part:
         return "lost" if self.proves else "not run"
 
 
-# The most wanted first: what is right before what is fast.
+DIFFUSERS = ("torch", "diffusers", "transformers", "tokenizers", "PIL")
+
+# The most wanted first: what is right before what is fast, and the step before all other times.
 PARTS = {
+    "prepare": Part("gpu_prepare:prepare", 240, proves=False, beside=True),
     "chip": Part("gpu_device:facts", 60, required=True),
     "device": Part("gpu_device:layer", 60, (BINDINGS,), required=True),
-    "right": Part("gpu_kernels:check", 180, (BINDINGS,), required=True),
-    "denoise": Part("gpu_denoise:denoise", 90, (BINDINGS,), required=True),
     "compile": Part("gpu_compile:compile_all", 90, (BINDINGS,)),
-    "native": Part("gpu_model:native", 240, (BINDINGS,)),
+    "right": Part("gpu_kernels:check", 90, (BINDINGS,), required=True),
+    "fused": Part("gpu_fused:check", 60, (BINDINGS,), required=True),
+    "native": Part("gpu_model:native", 200, (BINDINGS,), required=True),
+    "denoise": Part("gpu_denoise:denoise", 60, (BINDINGS,), required=True),
     "first": Part("gpu_model:first", 60, (BINDINGS,), proves=False),
-    "attention": Part("gpu_tactics:attention", 60, (BINDINGS,)),
+    "eager": Part("gpu_against:eager", 100, DIFFUSERS, proves=False),
+    "attention": Part("gpu_tactics:attention", 45, (BINDINGS,)),
+    "compiled": Part("gpu_against:compiled", 300, DIFFUSERS, proves=False),
     "products": Part("gpu_tactics:products", 90, (BINDINGS,)),
     "convolutions": Part("gpu_tactics:convolutions", 90, (BINDINGS,)),
     "yardsticks": Part("gpu_torch:yardsticks", 150, ("torch",), proves=False),
     "times": Part("gpu_kernels:measure", 60, (BINDINGS,), proves=False),
-    "against": Part(
-        "gpu_model:against", 120, ("torch", "diffusers", "tokenizers", "PIL"), proves=False
-    ),
     "tensorrt": Part("gpu_model:tensorrt", 240, (BINDINGS, "tensorrt"), proves=False),
     "contract": Part("gpu_suite:contract", 120, (BINDINGS,)),
     "tensorrt-tests": Part("gpu_suite:tensorrt", 120, (BINDINGS, "tensorrt")),

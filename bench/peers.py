@@ -28,6 +28,13 @@ PIPELINES: dict[str, dict[str, Any]] = {
     "StableDiffusionXLImg2ImgPipeline": {"add_watermarker": False},
     "StableDiffusionPipeline": {"safety_checker": None, "requires_safety_checker": False},
 }
+# Of Inductor on a GPU, by diffusers' guide to speed ("Accelerate inference").
+FLAGS = {
+    "conv_1x1_as_mm": True,
+    "coordinate_descent_tuning": True,
+    "coordinate_descent_check_all_directions": True,
+    "epilogue_fusion": False,
+}
 STRENGTH = 0.3  # of what redraws a picture, the refiner: its pipeline's own default
 
 
@@ -73,6 +80,8 @@ class Diffusers:
             model, torch_dtype=getattr(torch, dtype), local_files_only=True, **PIPELINES[kind]
         )
         self._pipeline.to(device)
+        if dtype == "float16" and self._pipeline.vae.config.force_upcast:
+            _decode_in_bfloat16(self._pipeline.vae)
         self._pipeline.set_progress_bar_config(disable=True)
         self._schedule = dict(self._pipeline.scheduler.config)
         self._clock = clock
@@ -161,8 +170,8 @@ class Compiled(Diffusers):
 
     The UNet and the VAE's decoder are compiled with kernels tuned. On a CPU weights are frozen, as
     PyTorch's tutorial for CPUs has it: on `shapes-xl` a step of that took half as long as by the
-    defaults, and fused projections and channels last made it no faster. On a GPU both are what
-    diffusers' documentation has for speed.
+    defaults, and fused projections and channels last made it no faster. On a GPU both, and FLAGS,
+    are what diffusers' documentation has for speed.
     """
 
     name = "compile"
@@ -171,6 +180,8 @@ class Compiled(Diffusers):
         options: Any = {"mode": "max-autotune", "fullgraph": True, "dynamic": False}
         pipeline = self._pipeline
         if self._device == "cuda":
+            for flag, value in FLAGS.items():
+                setattr(inductor, flag, value)
             pipeline.fuse_qkv_projections()
             for network in (pipeline.unet, pipeline.vae):
                 network.to(memory_format=torch.channels_last)
@@ -178,6 +189,18 @@ class Compiled(Diffusers):
             inductor.freezing = True
         pipeline.unet = torch.compile(pipeline.unet, **options)
         pipeline.vae.decode = torch.compile(pipeline.vae.decode, **options)
+
+
+def _decode_in_bfloat16(vae: Any) -> None:
+    """A VAE that overflows in float16, as ours decodes it: not in float32, which takes longer."""
+    vae.to(torch.bfloat16)
+    decode = vae.decode
+
+    @wraps(decode)
+    def cast(latents: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        return decode(latents.to(torch.bfloat16), *arguments, **named)
+
+    vae.decode = cast
 
 
 def pipeline_of(model: Path) -> str:

@@ -7,6 +7,7 @@ from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.budget import BudgetedDevice
+from diffusion_rt.engines.native.executor import Choose
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.libraries import open_libraries
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
@@ -24,14 +25,16 @@ def open_native(
     gpu: Gpu | None = None,
     overlap: bool = False,
     libraries: bool = True,
+    choose: Choose | None = None,
 ) -> DeviceBackend:
     """The graphs of a model folder on a GPU, the first one where none is given.
 
     `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
     device memory to take at most. With `overlap` kernels start before the one ahead has ended; it
     is off as long as no GPU has shown it to be right. `libraries` are opened where a build has
-    measured with them. Raises BadInput where there is no driver or no GPU, and where the GPU is too
-    old.
+    measured with them. `choose` takes one of an operation's ways; without it, the fastest that was
+    measured, or else the likely fastest. Raises BadInput where there is no driver or no GPU, and
+    where the GPU is too old.
     """
     gpu = gpu or open_gpu()
     if budget is not None:
@@ -46,7 +49,7 @@ def open_native(
         folder,
         gpu,
         precision=precision or usual_precision(folder),
-        choose=tactics.choose,
+        choose=choose or tactics.choose,
         overlap=overlap,
         libraries=opened,
     )

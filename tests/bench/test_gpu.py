@@ -5,13 +5,16 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from diffusion_rt.bench import gpu, gpu_part, gpu_suite, machine, records
+from diffusion_rt.bench import bare, gpu, gpu_part, gpu_suite, machine, records
 from diffusion_rt.bench.gpu_rows import Row
 from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.spec import GRAPHS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +37,7 @@ def test_the_script_runs_parts_and_keeps_their_records(tmp_path: Path) -> None:
     done = run(tmp_path, "--device", "simulator", "--parts", "chip,device")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "right   device.graphs" in done.stdout
-    assert done.stdout.splitlines()[-1] == "right: 6, wrong: 0, timed: 0"
+    assert "right: 6, wrong: 0, timed: 0\ntargets:\n" in done.stdout
     lines = (tmp_path / "out" / "gpu-right.jsonl").read_text().splitlines()
     assert len(lines) == 5
     assert all(json.loads(line)["simulated"] for line in lines)
@@ -124,10 +127,43 @@ def test_all_is_right_only_where_all_that_is_required_ran_whole() -> None:
     assert not gpu.all_right([right, Row("tests", "c", "wrong", "")], ["device"])
 
 
-def test_what_is_required_comes_first() -> None:
-    required = [part.required for part in gpu_part.PARTS.values()]
-    assert required == sorted(required, reverse=True)
-    assert sum(required) >= 4
+def test_what_is_right_comes_before_what_is_fast() -> None:
+    names = [name for name, part in gpu_part.PARTS.items() if not part.beside]
+    required = [name for name in names if gpu_part.PARTS[name].required]
+    assert names[: len(required) + 1] == [*required[:2], "compile", *required[2:]]
+    assert names.index("native") < names.index("eager") < names.index("compiled")
+    assert names.index("compiled") < names.index("yardsticks")
+
+
+def test_graphs_of_full_size_come_with_the_script(tmp_path: Path) -> None:
+    """Whole but for their weights; unpacked once, and lowered as they are."""
+    folder = gpu.unpacked(tmp_path)
+    assert bare.is_bare(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert gpu.unpacked(tmp_path) == folder
+    assert set(manifest["graphs"]) == set(GRAPHS)
+    assert gpu.GRAPHS.stat().st_size < 1 << 20
+
+
+def test_what_runs_beside_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(tmp_path, monkeypatch, f"[ $3 = prepare ] && sleep 1; echo '{RIGHT}'")
+    output = str(tmp_path / "out")
+    (tmp_path / "out" / "graphs").mkdir(parents=True)
+    (tmp_path / "out" / "graphs" / "manifest.json").write_text("{}")
+    begun = time.monotonic()
+    ended: dict[str, float] = {}
+    run = gpu.run_part
+
+    def noted(name: str, seconds: float, found: Any) -> Any:
+        yield from run(name, seconds, found)
+        ended[name] = time.monotonic() - begun
+
+    monkeypatch.setattr(gpu, "run_part", noted)
+    gpu.main(["--output", output, "--parts", "prepare,chip,device"])
+    assert max(ended["chip"], ended["device"]) < ended["prepare"]
+    assert "one step with guidance: not measured" in capsys.readouterr().out
 
 
 def test_the_table_is_short_and_ends_with_what_is_wrong() -> None:

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_rt.bench import gpu_drawing, gpu_model
+from diffusion_rt.bench import gpu_against, gpu_drawing, gpu_model, gpu_prepare
 from diffusion_rt.bench.gpu_chip import SIMULATOR, Chip
 from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
+from diffusion_rt.bench.gpu_prepare import SHIPPED
 from diffusion_rt.bench.gpu_rows import Row, Sink
 from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.backend import open_host
+from diffusion_rt.engines.native.ways import Way, Ways
+from diffusion_rt.kernels.catalogue import CATALOGUE
 from diffusion_rt.runtime.conditioning import Conditioning
 from diffusion_rt.runtime.unet import Unet
 from support.device_graphs import HostGraphs, HostImages
@@ -47,30 +50,56 @@ def test_a_picture_is_held_against_the_host_and_timed(tmp_path: Path) -> None:
     rows = rows_of(gpu_model.native, tmp_path)
     assert [(row.name, row.outcome) for row in rows] == [
         ("unet", "right"),
+        ("vae_decoder", "right"),
         *((name, "untimed") for name in ("step", "decode", "text", "picture", "load")),
     ]
     rows = rows_of(gpu_model.first, tmp_path)
     assert [(row.name, row.outcome) for row in rows] == [("first-picture", "untimed")]
 
 
-def test_a_unet_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = evaluate
+@pytest.mark.parametrize("name", ["unet", "vae_decoder"])
+def test_a_graph_that_is_wrong_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = gpu_prepare.CHECKED[name]
 
-    def other(load: Any, side: int, seed: int = 0) -> Any:
-        found = right(lambda graph: open_host(folder).load(graph), side, seed)
+    def other(folder: ModelFolder, load: Any, side: int) -> Any:
+        found = right(folder, load, side)
         if load.__self__.name.startswith("native (host)"):
             return found
         return found + np.float32(0.05) * found.std()
 
-    folder = open_model(gpu_model.SHIPPED)
-    monkeypatch.setattr(gpu_model, "evaluate", other)
+    monkeypatch.setitem(gpu_prepare.CHECKED, name, other)
     monkeypatch.setattr(gpu_model, "_time", lambda *_: None)
     rows = rows_of(gpu_model.native, tmp_path)
-    assert [row.outcome for row in rows] == ["wrong"]
+    assert {row.name: row.outcome for row in rows}[name] == "wrong"
+    assert len(rows) == 2
+
+
+def test_what_the_host_found_is_kept_for_the_next_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rows_of(gpu_prepare.prepare, tmp_path) == []
+    folder = open_model(SHIPPED)
+    sink = Sink("p", SIMULATOR, tmp_path, time.time() + 9, "c", "a" * 40)
+    monkeypatch.setattr(gpu_prepare, "open_host", lambda *_, **__: pytest.fail("computed again"))
+    exact, rounded = gpu_prepare.truths(sink, folder, "unet")
+    assert exact.shape == rounded.shape == (2, 4, gpu_prepare.TINY_SIDE, gpu_prepare.TINY_SIDE)
+    assert 0 < np.abs(exact - rounded).max() < 0.1
+
+
+def test_the_ways_of_any_chip_are_told_from_those_of_one() -> None:
+    def way(name: str) -> Way:
+        variants = (CATALOGUE[f"gemm{name}.float16"],)
+        return Way(name=name, variants=variants, calls=lambda _: ())
+
+    own, portable = way("_sm90_128x160"), way("_128x80")
+    assert gpu_model.any_chip(Ways("k", (own, portable))) is portable
+    assert gpu_model.any_chip(Ways("k", (own,))) is own
 
 
 def test_an_evaluation_is_what_the_runtime_makes_of_the_same_inputs() -> None:
-    folder = open_model(gpu_model.SHIPPED)
+    folder = open_model(SHIPPED)
     backend = open_host(folder)
     given: dict[str, Any] = {}
 
@@ -113,16 +142,18 @@ def test_a_picture_that_is_none_is_wrong(spoil: str, tmp_path: Path) -> None:
     assert rows[-1].outcome == "wrong"
 
 
-@pytest.mark.parametrize("part", ["native", "first", "tensorrt", "against"])
-def test_without_graphs_nothing_of_full_size_runs(part: str, tmp_path: Path) -> None:
-    rows = rows_of(getattr(gpu_model, part), tmp_path, CHIP)
+@pytest.mark.parametrize(
+    "part", [gpu_model.native, gpu_model.first, gpu_model.tensorrt, gpu_against.eager]
+)
+def test_without_graphs_nothing_of_full_size_runs(part: Any, tmp_path: Path) -> None:
+    rows = rows_of(part, tmp_path, CHIP)
     assert [row.outcome for row in rows] == ["not run"]
     assert "diffusion-rt bench graphs" in rows[0].note
 
 
-@pytest.mark.parametrize("part", ["tensorrt", "against"])
-def test_what_a_simulator_does_not_stand_for_is_said(part: str, tmp_path: Path) -> None:
-    rows = rows_of(getattr(gpu_model, part), tmp_path)
+@pytest.mark.parametrize("part", [gpu_model.tensorrt, gpu_against.eager, gpu_against.compiled])
+def test_what_a_simulator_does_not_stand_for_is_said(part: Any, tmp_path: Path) -> None:
+    rows = rows_of(part, tmp_path)
     assert [row.outcome for row in rows] == ["not run"]
 
 
@@ -134,7 +165,7 @@ def test_a_process_knows_how_old_it_is() -> None:
 
 def test_a_backend_without_a_loop_on_a_device_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="a loop on its device"):
-        Drawer(open_model(gpu_model.SHIPPED), open_host(open_model(gpu_model.SHIPPED)))
+        Drawer(open_model(SHIPPED), open_host(open_model(SHIPPED)))
     assert gpu_drawing.ROWS == 2
 
 
@@ -149,4 +180,4 @@ def test_a_backend_without_a_loop_on_a_device_is_a_bug() -> None:
 def test_a_build_that_fails_is_not_timed(code: str, said: str, tmp_path: Path) -> None:
     sink = Sink("p", SIMULATOR, tmp_path, time.time() + 2, "c", "a" * 40)
     with pytest.raises(RuntimeError, match=said):
-        gpu_model._told(sink, [sys.executable, "-c", code])
+        gpu_against.told(sink, [sys.executable, "-c", code])

@@ -65,3 +65,15 @@ def test_the_unet_alone(exported_model: ExportedModel, scale: float, images: int
         assert all(lane.measures == ["evaluation"] for lane in lanes)
     ours.close()
     theirs.close()
+
+
+def test_a_vae_that_overflows_in_float16_is_decoded_in_bfloat16(
+    exported_model: ExportedModel,
+) -> None:
+    theirs = Diffusers(model=exported_model("plain"), threads=1, dtype="float16")
+    vae = theirs._pipeline.vae
+    assert (str(vae.dtype), vae.config.force_upcast) == ("torch.bfloat16", True)
+    found = theirs.run(case(width=64, height=48)).arrays
+    assert str(vae.dtype) == "torch.bfloat16", "not brought to float32 for a picture"
+    assert found["pixels"].std() > 1
+    theirs.close()
