@@ -1,4 +1,4 @@
-"""What the engines of a GPU ask of the driver and of the chip: facts, told without opening either."""
+"""What the engines of a GPU ask of driver and chip: facts, told without opening either."""
 
 from diffusion_rt.kernels.driver.cuda.context import LEAST_DRIVER
 from diffusion_rt.kernels.variant import ARCHS

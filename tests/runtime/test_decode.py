@@ -212,13 +212,13 @@ class BuiltEngine(FakeEngine):
     built: tuple[tuple[int, int], ...] = ()
     most = 0
 
-    def bind(self, buffers: Buffers) -> None:
+    def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         height, width = buffers["latent"].shape[2:]
         if (height, width) not in self.built:
             raise BadInput(f"{height}x{width}: no engine is built for it")
         if height * width > self.most:
             raise OutOfMemory(f"{height}x{width} does not fit")
-        super().bind(buffers)
+        super().bind(buffers, only)
 
 
 def test_memory_that_comes_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from diffusion_rt.engines.device.protocol import AT_ONCE
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.ort.backend import OrtBackend
+from diffusion_rt.engines.protocol import Evaluations
 from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.engines.trt import backend
 from diffusion_rt.engines.trt.backend import open_trt

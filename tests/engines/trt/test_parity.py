@@ -1,7 +1,7 @@
 """Each engine against ONNX Runtime, told by Polygraphy's comparator and written down.
 
-On a real TensorRT every output's figures go to parity/trt.jsonl, a line each, under bench/results or
-the folder that DIFFUSION_RT_TEST_RESULTS names: apart from the records of benchmarks, which have
+On a real TensorRT every output's figures go to parity/trt.jsonl, a line each, under bench/results
+or the folder that DIFFUSION_RT_TEST_RESULTS names: apart from the records of benchmarks, which have
 other fields.
 """
 
