@@ -3,6 +3,7 @@
 from diffusion_rt.bench import gpu_shapes
 from diffusion_rt.bench.gpu_case import Case
 from diffusion_rt.bench.gpu_norms import GroupNorm, LayerNorm
+from diffusion_rt.bench.gpu_pixels import Pixels
 from diffusion_rt.bench.gpu_steps import GuidedStep, Prepare, SelectRows
 
 
@@ -15,6 +16,7 @@ def cases(*, tiny: bool) -> list[Case]:
             GuidedStep("float16", 2, 2, 300),
             Prepare("float16", 2, 2, 300),
             SelectRows((16, 272)),
+            Pixels("float16", 2, 301),
         ]
     resnets = (320,) * 5 + (640,) * 5 + (1280,) * 7
     found: list[Case] = [
@@ -25,6 +27,7 @@ def cases(*, tiny: bool) -> list[Case]:
         GuidedStep("float16", 2, 1, 65536),
         Prepare("float16", 2, 1, 65536),
         SelectRows(tuple(2 * 2 * channels for channels in resnets)),
+        Pixels("float32", 1, 1024 * 1024),
         GroupNorm("float16", False, 2, 4096, 640),
         GroupNorm("float16", False, 2, 1024, 1280),
         GroupNorm("float16", True, 2, 4096, 640),
@@ -45,6 +48,8 @@ def cases(*, tiny: bool) -> list[Case]:
         GuidedStep("float16", 2, 3, 1001, order=5),
         Prepare("float16", 1, 3, 1001),
         SelectRows((16, 2560, 4112, 70_000)),
+        Pixels("float16", 3, 1001),
+        Pixels("float32", 3, 1001),
         # The same in float32.
         GroupNorm("float32", True, 2, 1024, 1280),
         GroupNorm("float32", False, 2, 4096, 640),

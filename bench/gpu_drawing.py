@@ -13,8 +13,8 @@ import numpy as np
 
 from diffusion_rt.bench.gpu_bench import Array
 from diffusion_rt.engines.model_folder import ModelFolder
-from diffusion_rt.engines.protocol import FLOAT, Backend, Engine, Evaluations
-from diffusion_rt.runtime.decode import to_pixels, unscale
+from diffusion_rt.engines.protocol import FLOAT, Backend, Engine, Entries, Evaluations
+from diffusion_rt.runtime.decode import unscale
 from diffusion_rt.runtime.samplers import make_plan
 
 ROWS = 2  # with guidance
@@ -36,9 +36,11 @@ class Drawer:
     """A backend whose engines stay open, and what one picture of it takes."""
 
     def __init__(self, folder: ModelFolder, backend: Backend) -> None:
-        denoiser = backend.denoiser()
+        denoiser, decoder = backend.denoiser(), backend.decoder()
         assert denoiser is not None, "a backend with a loop on its device"
-        self.folder, self._backend, self._denoiser = folder, backend, denoiser
+        assert decoder is not None, "a backend that makes pixels there"
+        self.folder, self._backend = folder, backend
+        self._denoiser, self._decoder = denoiser, decoder
         self._engines: dict[str, Engine] = {}
 
     def draw(self, width: int, height: int, steps: int, seed: int) -> Drawing:
@@ -66,8 +68,10 @@ class Drawer:
             ids = draw.integers(0, encoder.bos_token_id, (ROWS, encoder.max_length), np.int64)
             ids[:, 0], ids[:, -1] = encoder.bos_token_id, encoder.eos_token_id
             sizes = {"batch": ROWS, "tokens": encoder.max_length}
-            found = run(self.engine(encoder.graph), {"input_ids": ids}, sizes)
-            contexts.append(found["hidden_states"][-2].astype(np.float32))
+            layer = encoder.layers - 1
+            only = {"hidden_states": [layer]}
+            found = run(self.engine(encoder.graph), {"input_ids": ids}, sizes, only)
+            contexts.append(found["hidden_states"][layer].astype(np.float32))
             pooled = found["text_embeds"].astype(np.float32) if encoder.pooled else pooled
         assert pooled is not None
         return {
@@ -108,22 +112,12 @@ class Drawer:
         return latents, ends
 
     def decode(self, latents: Array) -> Array:
-        """The pixels of latents."""
+        """The pixels of latents; zeros where they are not finite."""
         vae = self.folder.manifest.vae
-        engine = self.engine("vae_decoder")
-        _, _, height, width = latents.shape
-        sizes = {
-            "batch": len(latents),
-            "height": height,
-            "width": width,
-            "image_height": height * vae.factor,
-            "image_width": width * vae.factor,
-        }
-        spec = engine.inputs["latent"]
-        scaled = unscale(latents, vae).astype(DTYPES[spec.dtype])
-        pixels = to_pixels(run(engine, {"latent": scaled}, sizes)["image"])
-        assert pixels is not None, "pixels that are finite"
-        return pixels
+        images, _, height, width = latents.shape
+        pixels = np.empty((images, height * vae.factor, width * vae.factor, 3), np.uint8)
+        finite = self._decoder(unscale(latents, vae), pixels)
+        return pixels if finite else np.zeros_like(pixels)
 
     def engine(self, graph: str) -> Engine:
         """An engine of the backend, opened when it is first wanted."""
@@ -137,18 +131,26 @@ class Drawer:
             engine.close()
         self._engines.clear()
         self._denoiser.close()
+        self._decoder.close()
 
 
-def run(engine: Engine, given: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-    """One run of a graph for the host's arrays; outputs are poisoned before."""
+def run(
+    engine: Engine,
+    given: Mapping[str, Array],
+    sizes: Mapping[str, int],
+    only: Entries | None = None,
+) -> dict[str, Array]:
+    """One run of a graph for the host's arrays; what is read of outputs is poisoned before."""
     inputs = {
         name: np.ascontiguousarray(given[name], DTYPES[spec.dtype])
         for name, spec in engine.inputs.items()
     }
     outputs: dict[str, Array] = {}
     for name, spec in engine.outputs.items():
-        outputs[name] = np.full(spec.resolve(sizes), np.nan, DTYPES[spec.dtype])
-    engine.bind({**inputs, **outputs})
+        outputs[name] = np.zeros(spec.resolve(sizes), DTYPES[spec.dtype])
+        entries = (only or {}).get(name)
+        outputs[name][... if entries is None else list(entries)] = np.nan
+    engine.bind({**inputs, **outputs}, only)
     engine.enqueue()
     return outputs
 

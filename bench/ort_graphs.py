@@ -86,6 +86,9 @@ class GraphBackend:
     def denoiser(self) -> None:
         """None: the host runs the loop."""
 
+    def decoder(self) -> None:
+        """None: the host makes the pixels."""
+
     def _session(self, content: bytes, path: Path, graph: str) -> tuple[Any, bool]:
         """A session and whether it captures, which the provider may refuse."""
         library = load_library()

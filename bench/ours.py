@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
 from diffusion_rt.bench.gpu_chip import own_peak_device
 from diffusion_rt.engines.choose import open_backend
 from diffusion_rt.engines.model_folder import open_model
-from diffusion_rt.engines.protocol import Backend, Buffers, Denoiser, Engine, Entries
+from diffusion_rt.engines.protocol import Backend, Buffers, Denoiser, Engine, Entries, PixelDecoder
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.runtime.pipeline import Pipeline
 
@@ -95,6 +96,33 @@ class TimedBackend:
     def denoiser(self) -> Denoiser | None:
         """That of the backend, not timed."""
         return self._backend.denoiser()
+
+    def decoder(self) -> PixelDecoder | None:
+        """That of the backend, watched."""
+        decoder = self._backend.decoder()
+        return None if decoder is None else TimedDecoder(decoder, self)
+
+
+class TimedDecoder:
+    """A decoder of pixels, and a lap of the watch for each picture."""
+
+    def __init__(self, decoder: PixelDecoder, backend: TimedBackend) -> None:
+        """Count its runs as those of the VAE decoder."""
+        self._decoder, self._backend = decoder, backend
+
+    def __call__(
+        self,
+        latent: NDArray[np.float32],
+        pixels: NDArray[np.uint8],
+        precision: Precision | None = None,
+    ) -> bool:
+        """Decode, and take the time."""
+        with self._backend.watch(GRAPHS["vae_decoder"]):
+            return self._decoder(latent, pixels, precision)
+
+    def close(self) -> None:
+        """Close the decoder."""
+        self._decoder.close()
 
 
 class TimedEngine:

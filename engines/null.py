@@ -68,3 +68,6 @@ class NullBackend:
 
     def denoiser(self) -> None:
         """None: the host runs the loop."""
+
+    def decoder(self) -> None:
+        """None: the host makes the pixels."""

@@ -102,6 +102,28 @@ class Denoiser(Protocol):
         ...
 
 
+class PixelDecoder(Protocol):
+    """The VAE decoder on a device, which makes bytes there. One request at a time."""
+
+    def __call__(
+        self,
+        latent: NDArray[np.float32],
+        pixels: NDArray[np.uint8],
+        precision: Precision | None = None,
+    ) -> bool:
+        """Write the pixels [n, h, w, 3] of latents [n, c, h / factor, w / factor].
+
+        They are latents as the VAE knows them. False where a number of the picture was not finite.
+        `precision` as in `Backend.load`. Raises BadInput where the size is none that was built, and
+        OutOfMemory.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back all memory; it is taken again when next called."""
+        ...
+
+
 class Backend(Protocol):
     """A way to run graphs: ONNX Runtime, TensorRT, the native engine, or nothing at all."""
 
@@ -120,4 +142,8 @@ class Backend(Protocol):
 
     def denoiser(self) -> Denoiser | None:
         """The denoising loop on this backend's device; None where the host runs the loop."""
+        ...
+
+    def decoder(self) -> PixelDecoder | None:
+        """The VAE decoder that ends in pixels; None where the host makes them of its image."""
         ...

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
-from diffusion_rt.engines.protocol import FLOAT, Engine
+from diffusion_rt.engines.protocol import FLOAT, Engine, PixelDecoder
 from diffusion_rt.runtime.signature import check_names
 
 Array = NDArray[np.float32]
@@ -56,14 +56,17 @@ class Decoder:
         load: Callable[[bool], Engine],
         vae: VaeRecord,
         make_room: Callable[[], bool] = lambda: False,
+        device: PixelDecoder | None = None,
     ) -> None:
         """`load` opens the decoder's engine; True asks for float32 arithmetic.
 
-        `make_room` gives back memory that others hold, and says whether there was any.
+        `make_room` gives back memory that others hold, and says whether there was any. `device`
+        makes the pixels of pictures that are decoded in one pass.
         """
         self._load = load
         self._vae = vae
         self._make_room = make_room
+        self._device = device
         self._guarded = False
         self._engine: Engine | None = None
         self._bound: tuple[int, int] | None = None
@@ -95,7 +98,9 @@ class Decoder:
         return picture
 
     def close(self) -> None:
-        """Give back the engine and its buffers."""
+        """Give back the engine and its buffers, and what the device holds."""
+        if self._device is not None:
+            self._device.close()
         if self._engine is not None:
             self._engine.close()
         self._engine, self._bound = None, None
@@ -134,9 +139,14 @@ class Decoder:
 
     def _decode(self, z: Array, tile: int | None) -> Pixels | None:
         height, width = z.shape[2:]
-        if tile is None or (height <= tile and width <= tile):
+        if tile is not None and max(height, width) > tile:
+            return to_pixels(blend_tiles(z, tile, self._vae.factor, self._run)[None])
+        if self._device is None:
             return to_pixels(self._run(z))
-        return to_pixels(blend_tiles(z, tile, self._vae.factor, self._run)[None])
+        factor = self._vae.factor
+        pixels = np.empty((len(z), height * factor, width * factor, 3), np.uint8)
+        finite = self._device(z, pixels, "float32" if self._guarded else None)
+        return pixels if finite else None
 
     def _run(self, z: Array) -> NDArray[np.floating]:
         if self._engine is None:

@@ -90,7 +90,10 @@ class Pipeline:
         self._denoiser = backend.denoiser()
         self._conditioner: Conditioner | None = None
         self._decoder = Decoder(
-            self._open_decoder, folder.manifest.vae, lambda: self._make_room("decode")
+            self._open_decoder,
+            folder.manifest.vae,
+            lambda: self._make_room("decode"),
+            backend.decoder(),
         )
         self._holding: set[str] = set()  # stages that have taken memory and keep it
 

@@ -1,10 +1,11 @@
 """Device engines as a backend: graphs for the host's arrays, and the whole loop on the device."""
 
+from diffusion_rt.engines.device.decoder import DeviceDecoder
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.loop import DeviceDenoiser
 from diffusion_rt.engines.device.protocol import DeviceGraphs
 from diffusion_rt.engines.device.staged import Staged
-from diffusion_rt.engines.protocol import Denoiser, Engine
+from diffusion_rt.engines.protocol import Denoiser, Engine, PixelDecoder
 from diffusion_rt.engines.spec import Precision
 
 
@@ -28,3 +29,7 @@ class DeviceBackend:
     def denoiser(self) -> Denoiser:
         """The loop on the device; it opens the UNet when first called."""
         return DeviceDenoiser(self._graphs, self._gpu)
+
+    def decoder(self) -> PixelDecoder:
+        """Latents to pixels on the device; it opens the VAE when first called."""
+        return DeviceDecoder(self._graphs, self._gpu)

@@ -110,10 +110,11 @@ class Forecaster:
         channels = self._folder.manifest.unet.in_channels
         state = 4 * STACK * work.images * channels * work.height * work.width
         tile = {side: min(size, work.tile or size) for side, size in latents.items()}
+        pixels = 3 * tile["height"] * tile["width"] * self._folder.manifest.vae.factor**2
         return Forecast(
             text=_stage(encoders),
             denoise=_stage(unet, state),
-            decode=_stage([self._plan("vae_decoder", batch=1, **tile)]),
+            decode=_stage([self._plan("vae_decoder", batch=1, **tile)], pixels),
         )
 
     def fitted(self, work: Work, budget: int, *, tiles: bool = True) -> tuple[Work, Forecast]:

@@ -13,7 +13,7 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.host import HostMemory, laid_out, read_source, run
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.plan import Arithmetic, Plan, Weight
-from diffusion_rt.engines.protocol import Buffers, Denoiser, Engine, Entries
+from diffusion_rt.engines.protocol import Buffers, Denoiser, Engine, Entries, PixelDecoder
 from diffusion_rt.engines.spec import Precision, TensorSpec
 
 
@@ -113,4 +113,8 @@ class HostBackend:
 
     def denoiser(self) -> Denoiser | None:
         """None: the host runs the loop."""
+        return None
+
+    def decoder(self) -> PixelDecoder | None:
+        """None: the host makes the pixels."""
         return None

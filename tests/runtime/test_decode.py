@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import Buffers, Entries
-from diffusion_rt.engines.spec import TensorSpec
+from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.kernels.pixels import reference
 from diffusion_rt.runtime.decode import (
     BAND,
@@ -150,6 +150,57 @@ def test_a_black_picture_is_never_given_back(upcast: bool) -> None:
     decoder = Decoder(lambda _: decoder_engine(broken=True), vae(force_upcast=upcast))
     with pytest.raises(Fault, match="not finite"):
         decoder.decode(latent(4, 4), None)
+
+
+class FakePixels:
+    """A device's decoder of pixels: notes what it is asked for, and may fail."""
+
+    def __init__(self, most: int = 10_000, broken: bool = False) -> None:
+        self.most, self.broken = most, broken
+        self.asked: list[Precision | None] = []
+        self.open = False
+
+    def __call__(
+        self, latent: Array, pixels: NDArray[np.uint8], precision: Precision | None = None
+    ) -> bool:
+        self.asked.append(precision)
+        self.open = True
+        if latent[0, 0].size > self.most:
+            raise OutOfMemory(f"{latent.shape} does not fit")
+        found = to_pixels(enlarge(latent))
+        assert found is not None
+        pixels[...] = found
+        return not self.broken or precision == "float32"
+
+    def close(self) -> None:
+        self.open = False
+
+
+def test_pixels_come_from_the_device_where_it_makes_them() -> None:
+    device = FakePixels(broken=True)
+    decoder = Decoder(lambda _: decoder_engine(), vae(), device=device)
+    plain = Decoder(lambda _: decoder_engine(), vae())
+    for seed in range(2):
+        z = latent(5, 6, seed)
+        np.testing.assert_array_equal(decoder.decode(z, None), plain.decode(z, None))
+    assert device.asked == [None, "float32", "float32"]  # and float32 stays
+    decoder.close()
+    assert not device.open
+
+
+def test_tiles_are_blended_by_the_host() -> None:
+    device = FakePixels(most=32 * 32)
+    decoder = Decoder(lambda _: decoder_engine(), vae(), device=device)
+    plain = Decoder(lambda _: decoder_engine(), vae())
+    z = latent(40, 64)
+    for tile in (None, 32):  # too large for one pass, and then asked for
+        np.testing.assert_array_equal(decoder.decode(z, tile), plain.decode(z, 32))
+        assert decoder.tile == 32
+    assert device.asked == [None]
+    assert not device.open, "the memory of one pass is kept beside the tiles'"
+    small = latent(16, 32)
+    np.testing.assert_array_equal(decoder.decode(small, 32), plain.decode(small, None))
+    assert device.asked == [None, None]
 
 
 class SmallEngine(FakeEngine):

@@ -39,6 +39,8 @@ class OneGraph:
 
     def denoiser(self) -> None: ...
 
+    def decoder(self) -> None: ...
+
 
 def arrays(batch: int, seed: int = 0) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)

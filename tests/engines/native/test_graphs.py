@@ -18,13 +18,14 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
-from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.engines.safetensors_file import read_table
 from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver import Launch
 from diffusion_rt.kernels.driver.interface import Kernel
 from diffusion_rt.kernels.driver.simulator import Simulator
+from diffusion_rt.runtime.decode import Decoder
 from support.device_graphs import HostImages, simulated_gpu
 from support.kernel_bench import DEVICE
 
@@ -122,6 +123,23 @@ def test_a_vae_that_overflows_runs_in_bfloat16_until_float32_is_asked(model: Mod
     assert found["image"].dtype == np.float32
     assert 1e-4 < error(found, truth) < 0.1
     assert error(run(backend, "vae_decoder", "float32"), truth) < 5e-6
+
+
+def test_pixels_are_those_that_the_host_makes(model: ModelFolder) -> None:
+    backend = native(model, gpu_of(80))
+    vae = model.manifest.vae
+
+    def load(guarded: bool) -> Engine:
+        return backend.load("vae_decoder", "float32" if guarded else None)
+
+    plain, device = Decoder(load, vae), Decoder(load, vae, device=backend.decoder())
+    for seed in range(3):  # run, captured, replayed
+        latent = 2 * np.random.default_rng(seed).standard_normal((4, 4, 6), np.float32)
+        wanted = plain.decode(latent, None)
+        assert wanted.std() > 10
+        np.testing.assert_array_equal(device.decode(latent, None), wanted)
+    plain.close()
+    device.close()
 
 
 def test_engines_of_one_graph_share_weights_and_arena(model: ModelFolder) -> None:

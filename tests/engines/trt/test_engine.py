@@ -86,6 +86,24 @@ def test_pictures_are_those_of_onnx_runtime(
     assert np.abs(found.astype(int) - pictures).max() <= 1
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (20, 12)])
+def test_pixels_are_those_that_the_host_makes(
+    model: ModelFolder, gpu: Gpu, shape: tuple[int, int]
+) -> None:
+    opened, vae = open_trt(model, gpu), model.manifest.vae
+    plain = Decoder(lambda _: opened.load("vae_decoder"), vae)
+    device = Decoder(lambda _: opened.load("vae_decoder"), vae, device=opened.decoder())
+    for seed in range(3):  # run, captured, replayed
+        latent = 2 * np.random.default_rng(seed).standard_normal((4, *shape), np.float32)
+        wanted = plain.decode(latent, None)
+        assert wanted.std() > 10
+        np.testing.assert_array_equal(device.decode(latent, None), wanted)
+    with pytest.raises(BadInput, match="nearest of these is"):
+        device.decode(latent[:, :11], None)
+    plain.close()
+    device.close()
+
+
 def test_damaged_plans_are_never_shown_to_tensorrt(
     model: ModelFolder, gpu: Gpu, tmp_path: Path
 ) -> None:
