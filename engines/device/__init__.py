@@ -1,1 +1,1 @@
-"""What the engines of a GPU share: graphs on device memory, and the denoising loop there."""
+"""What the engines of a GPU share: graphs on device memory, the denoising loop, pixels."""

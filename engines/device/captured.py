@@ -9,7 +9,8 @@ from diffusion_rt.kernels.driver.interface import Graph, Stream
 class Captured:
     """What a function enqueues: put there by it once, then replayed by one call.
 
-    What comes only once is never captured, which would take as long as enqueuing it.
+    What comes only once is never captured, which would take as long as enqueuing it. What has come
+    before is captured at once where memory has moved.
     """
 
     def __init__(
@@ -22,15 +23,15 @@ class Captured:
 
     def enqueue(self, stream: Stream) -> None:
         """Put the work on the stream."""
-        now = self._generation()
-        if self._ran != now:
+        now, before = self._generation(), self._ran
+        if before != now:
             self.close()
             self._enqueue(stream)
             self._ran = now
-            return
-        if self._graph is None:
+        if before is not None and self._graph is None:
             self._graph = stream.capture(lambda: self._enqueue(stream))
-        self._graph.replay(stream)
+        if before == now and self._graph is not None:
+            self._graph.replay(stream)
 
     def close(self) -> None:
         """Give the captured work back; when it comes again it is as if for the first time."""

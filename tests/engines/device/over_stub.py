@@ -1,7 +1,8 @@
-"""The loop on the real device over the real bindings and the stub driver: which calls, in which
-order, and what comes out. Run by `test_over_stub.py` where libcuda.so.1 is the stub.
+"""The loop and the decoder on the real device over the real bindings and the stub driver: which
+calls, in which order, and what comes out. Run by `test_over_stub.py` where libcuda.so.1 is the
+stub.
 
-The UNet is a stand-in: its three parts are copies, and one small kernel.
+The graphs are stand-ins: copies, and one small kernel.
 """
 
 import importlib
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from diffusion_rt.engines.device.decoder import DeviceDecoder
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.loop import AHEAD, DeviceDenoiser
 from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine
@@ -21,6 +23,7 @@ from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.driver import Launch, Parameter, open_device
 from diffusion_rt.kernels.driver.cuda import context
 from diffusion_rt.runtime.conditioning import Conditioning
+from diffusion_rt.runtime.decode import to_pixels
 from diffusion_rt.runtime.denoise import Guidance, denoise, denoise_on_device
 from diffusion_rt.runtime.noise import make_noise
 from diffusion_rt.runtime.plan import Plan, Step
@@ -69,11 +72,15 @@ SPECS = {
         },
         {"prediction": TensorSpec("prediction", "float16", ("batch", 4, "height", "width"))},
     ),
+    "vae_decoder": (
+        {"latent": TensorSpec("latent", "float32", ("batch", 3, "height", "width"))},
+        {"image": TensorSpec("image", "float32", ("batch", 3, "height", "width"))},
+    ),
 }
 
 
 class StandIn:
-    """One part of the UNet: it copies what it may, and the step runs the kernel."""
+    """One graph: it copies what it may, and the UNet's step runs the kernel."""
 
     generation = 0
 
@@ -92,6 +99,8 @@ class StandIn:
             stream.copy(at["key"], at["context"])
         elif self.graph == "unet_timestep":
             stream.copy(at["projection"], at["added"])
+        elif self.graph == "vae_decoder":
+            stream.copy(at["image"], at["latent"])
         else:
             rows = at["latent"].shape[0]
             count = at["latent"].nbytes // rows // 2
@@ -103,7 +112,7 @@ class StandIn:
 
 
 class StandIns:
-    """The three parts."""
+    """The graphs."""
 
     name = "stand-in"
 
@@ -237,6 +246,26 @@ def test_latents_and_the_order_of_calls(gpu: Gpu, journal: Journal) -> None:
             if call in ("cuGraphLaunch", "cuMemcpyAsync", "cuEventRecord"):
                 assert int(given[-1]) != 0, f"{call} on the default stream"
     denoiser.close()
+    memory = gpu.device.memory()
+    assert memory.free == memory.total
+
+
+def test_pixels_and_the_order_of_calls(gpu: Gpu, journal: Journal) -> None:
+    decoder = DeviceDecoder(StandIns(gpu), gpu)
+    run = ["cuMemsetD8Async", "cuMemcpyAsync", "cuLaunchKernelEx"]
+    for turn, captured in enumerate(([], [run], [])):
+        image = np.random.default_rng(turn).normal(0, 0.7, (1, 3, 9, 8)).astype(np.float32)
+        wanted, pixels = to_pixels(image), np.zeros((1, 9, 8, 3), np.uint8)
+        journal.take()
+        assert decoder(image, pixels)
+        np.testing.assert_array_equal(pixels, wanted)
+        calls = journal.take()
+        assert captures(calls) == captured
+        assert calls.count("cuGraphLaunch") == min(turn, 1)
+        assert calls.count("cuStreamSynchronize") == 1, "one wait, for pixels and flag"
+    image[0, 1, 2, 3] = np.inf
+    assert not decoder(image, pixels)
+    decoder.close()
     memory = gpu.device.memory()
     assert memory.free == memory.total
 

@@ -1,4 +1,4 @@
-"""The loop over the real bindings of CUDA, in a process whose driver is a stub."""
+"""The loop and the decoder over the real bindings of CUDA, in a process whose driver is a stub."""
 
 import subprocess
 import sys
@@ -25,4 +25,4 @@ def test_the_loop_calls_the_driver_as_it_should(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout

@@ -111,7 +111,7 @@ def test_a_size_that_comes_again_is_captured(engine: Staged, graphs: HostGraphs)
         check(run(engine, batch))
         assert len(graphs.enqueued) == enqueued
     graphs.generation += 1  # memory has moved
-    for batch, enqueued in ((4, 5), (4, 6), (4, 6), (6, 7)):
+    for batch, enqueued in ((4, 6), (4, 6), (6, 8), (6, 8)):
         check(run(engine, batch))
         assert len(graphs.enqueued) == enqueued
 
