@@ -123,6 +123,7 @@ def _check_generated(path: Path, header: bytes, seed: int) -> None:
             file.seek(start)
             if file.read(wanted.nbytes) != wanted.tobytes():
                 raise BadInput(
-                    f"{path}: {name} is not what seed {seed} makes; only a model of generated "
-                    "weights (diffusion-rt bench export --keep DIR) can go without them"
+                    f"{path}: {name} is not what seed {seed} makes; only generated weights "
+                    f"(diffusion-rt bench export --keep DIR, or checkpoint --seed {seed}) can be "
+                    "left out"
                 )

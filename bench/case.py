@@ -68,8 +68,17 @@ def cases(
     samplers: Sequence[str],
     guidance_scale: float,
     seed: int,
+    own: tuple[int, int] | None = None,
 ) -> list[Case]:
-    """Every combination, each checked as a request is; sizes are (width, height). BadInput."""
+    """Every combination, each checked as a request is; sizes are (width, height). BadInput.
+
+    With `own` a size, not all of them: every size with the first number of images, and every
+    number at that size.
+    """
+    drawn = list(product(sizes, batches))
+    if own is not None:
+        axes = [*product(sizes, batches[:1]), *product([own], batches)]
+        drawn = list(dict.fromkeys(axes))
     found = [
         Case(
             prompt=prompt,
@@ -81,7 +90,7 @@ def cases(
             guidance_scale=guidance_scale,
             seed=seed,
         )
-        for sampler, count, (width, height), images in product(samplers, steps, sizes, batches)
+        for sampler, count, ((width, height), images) in product(samplers, steps, drawn)
     ]
     for case in found:
         _ = case.request

@@ -61,7 +61,7 @@ class NumpyCeiling:
         return Outcome({"product": np.asarray(self._product[:2, :2])}, laps)
 
     def peak_rss(self) -> int | None:
-        """The most memory that this process ever held, in bytes."""
+        """The most memory that this process held, in bytes."""
         return own_peak_rss()
 
     def peak_device(self) -> int | None:

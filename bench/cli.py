@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
 
 def draw(benchmark: str, argv: Sequence[str]) -> int:
     """Measure drawing pictures, whole or by stage."""
-    found = _read(benchmark, argv, "model", "against", *CASE, "engine", "device", *RUNS)
+    names = ("model", "against", *CASE, "axes", "engine", "device", *RUNS, "case-by-case")
+    found = _read(benchmark, argv, *names)
     idle = found.engine == "null"
     if idle:
         found.against = []
@@ -99,6 +100,7 @@ def draw(benchmark: str, argv: Sequence[str]) -> int:
     from diffusion_rt.bench.race import Lane, race, records_of
     from diffusion_rt.bench.records import OURS
     from diffusion_rt.bench.running import keep, telling
+    from diffusion_rt.bench.unet_alone import work_of
     from diffusion_rt.bench.worker import Worker
 
     common: dict[str, Any] = {"model": subject.path, "threads": found.threads}
@@ -132,22 +134,25 @@ def draw(benchmark: str, argv: Sequence[str]) -> int:
                 yardstick = contenders[-1] if peer == "diffusers" else yardstick
         if cuda and yardstick is None and reference is not None:
             yardstick = start("diffusers", DRAWERS["diffusers"], **theirs)
-        for case in cases:
-            lanes = race(
+        kept = ("picture",) if cuda and benchmark == "end-to-end" else KEPT[benchmark]
+        for group in [[case] for case in cases] if found.case_by_case else [cases]:
+            raced = race(
                 contenders,
-                case,
+                group,
                 reference=reference,
                 yardstick=yardstick,
                 **_runs(found),
                 tell=tell,
             )
-            if subject.absent is not None:
-                lanes.insert(0, Lane(OURS, absent=subject.absent))
-            setting = _setting(subject, found, case)
-            if found.engine not in (None, "ort"):
-                setting["engine"] = found.engine
-            kept = ("picture",) if cuda and benchmark == "end-to-end" else KEPT[benchmark]
-            keep(found.output, records_of(origin, lanes, setting, kept), tell)
+            for case, lanes in zip(group, raced, strict=True):
+                if subject.absent is not None:
+                    lanes.insert(0, Lane(OURS, absent=subject.absent))
+                setting = _setting(subject, found, case)
+                if found.engine not in (None, "ort"):
+                    setting["engine"] = found.engine
+                flop, nbytes = (None, None) if cuda else work_of(subject.path, case)
+                records = records_of(origin, lanes, setting, kept, flop=flop, nbytes=nbytes)
+                keep(found.output, records, tell)
     return 0
 
 
@@ -183,14 +188,14 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
         for opener in [] if found.apart else openers.values():
             opened.append(opener())
             stack.callback(opened[-1].close)
-        for case in cases:
-            if found.apart:
-                lanes = race_apart(openers, case, **_runs(found), tell=tell)
-            else:
-                lanes = race(opened, case, reference=opened[0], **_runs(found), tell=tell)
+        if found.apart:
+            raced = race_apart(openers, cases, **_runs(found), tell=tell)
+        else:
+            raced = race(opened, cases, reference=opened[0], **_runs(found), tell=tell)
+        for case, lanes in zip(cases, raced, strict=True):
             setting = _setting(subject, found, case)
             del setting["steps"], setting["sampler"]
-            setting["turns"] = "apart" if found.apart else "alternating"
+            setting["turns"] = "reopened" if found.apart else "alternating"
             flop, nbytes = work_of(subject.path, case)
             records = records_of(origin, lanes, setting, flop=flop, nbytes=nbytes)
             keep(found.output, records, tell)
@@ -251,7 +256,7 @@ def startup(benchmark: str, argv: Sequence[str]) -> int:
 
 def checkpoint(benchmark: str, argv: Sequence[str]) -> int:
     """Write a checkpoint of generated weights, for whatever is to be measured with it."""
-    found = _read(benchmark, argv, "architecture", "seed", add=_add_keep)
+    found = _read(benchmark, argv, "architecture", "seed", add=_add_keep, defaults={"seed": 0})
     for name in ("architecture", "keep"):
         if getattr(found, name) is None:
             raise BadInput(f"--{name} is missing; see diffusion-rt bench checkpoint --help")
@@ -485,6 +490,7 @@ def _subject_and_cases(found: argparse.Namespace) -> "tuple[Subject, list[Case]]
         samplers=[sampler_name(name) for name in names],
         guidance_scale=subject.guidance_scale if scale is None else scale,
         seed=found.seed,
+        own=(subject.width, subject.height) if getattr(found, "axes", False) else None,
     )
 
 

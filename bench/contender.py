@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +48,7 @@ class Contender(Protocol):
         ...
 
     def peak_rss(self) -> int | None:
-        """The most memory its process ever held, in bytes, if it has a process of its own."""
+        """The most memory its process held since its peak was forgotten, in bytes, if it tells."""
         ...
 
     def peak_device(self) -> int | None:
@@ -108,8 +108,17 @@ class Watch:
         self.laps.setdefault(measure, []).append(seconds)
 
 
+def forget_peak_rss() -> None:
+    """Have the kernel count the peak of this process from now on, where it can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def own_peak_rss() -> int | None:
-    """The most memory this process has held, in bytes, as the kernel counts it since its start."""
+    """The most memory this process has held, in bytes, as the kernel counts it.
+
+    That is since its start, or since it was told to forget.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -22,12 +22,24 @@ LONGEST = 300  # characters of a command in a record
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """How one flag is read, what its value is called, what it means and what it is if left out."""
+    """How one flag is read, what its value is called, what it means and what it is if left out.
 
-    read: Callable[[str], Any]
+    A flag that has no value is there or not. `%(default)s` in `help` is what the benchmark takes.
+    """
+
+    read: Callable[[str], Any] | None
     value: str
     help: str
     default: Any = None
+
+    def add(self, parser: argparse.ArgumentParser, name: str) -> None:
+        """Have a parser read it."""
+        if self.read is None:
+            parser.add_argument(f"--{name}", action="store_true", help=self.help)
+            return
+        parser.add_argument(
+            f"--{name}", type=self.read, metavar=self.value, help=self.help, default=self.default
+        )
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -102,11 +114,23 @@ FLAGS = {
     ),
     "sizes": Flag(several(size), "WIDTHxHEIGHT,…", MODEL),
     "batches": Flag(several(whole(1, 1000)), "N,…", "numbers of images; default: 1", [1]),
+    "axes": Flag(
+        None,
+        "",
+        "not every combination: each size with the first of --batches, and each of --batches at "
+        "the model's own size",
+    ),
+    "case-by-case": Flag(
+        None,
+        "",
+        "each size and number of images to its end before the next, where together they fill the "
+        "memory; default: all of them in each turn",
+    ),
     "steps": Flag(several(whole(1, 1000)), "N,…", MODEL),
     "samplers": Flag(several(str), "NAME,…", MODEL),
     "guidance-scale": Flag(scale, "SCALE", f"1 is off; {MODEL}"),
     "prompt": Flag(str, "TEXT", "default: one about two shapes"),
-    "seed": Flag(whole(0, 2**32 - 1), "SEED", "default: 7", 7),
+    "seed": Flag(whole(0, 2**32 - 1), "SEED", "default: %(default)s", 7),
     "engine": Flag(
         str, "NAME", "of ours; null computes nothing, which leaves our own time; default: ort"
     ),
@@ -116,8 +140,12 @@ FLAGS = {
     "architecture": Flag(
         architecture, "NAME", f"of the generated checkpoint, of {', '.join(ARCHITECTURES)}"
     ),
-    "repeats": Flag(whole(1, 100_000), "N", "timed runs of each contender; default: 10", 10),
-    "warm-up": Flag(whole(0, 100_000), "N", "runs before these, not timed; default: 2", 2),
+    "repeats": Flag(
+        whole(1, 100_000), "N", "timed runs of each contender; default: %(default)s", 10
+    ),
+    "warm-up": Flag(
+        whole(0, 100_000), "N", "runs before these, not timed; default: %(default)s", 2
+    ),
     "threads": Flag(
         whole(1, 1024),
         "N",
@@ -137,10 +165,7 @@ def parser_of(benchmark: str, description: str, names: Iterable[str]) -> Parser:
         description=description,
     )
     for name in names:
-        flag = FLAGS[name]
-        parser.add_argument(
-            f"--{name}", type=flag.read, metavar=flag.value, help=flag.help, default=flag.default
-        )
+        FLAGS[name].add(parser, name)
     parser.add_argument(
         "--output",
         type=Path,

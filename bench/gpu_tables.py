@@ -43,7 +43,7 @@ def roof(shelf: Shelf) -> Roof | None:
     for record in shelf.records:
         if record.benchmark in ROOFS and record.measure in fastest and record.spread is not None:
             work = record.flop if record.measure == "matmul" else record.nbytes
-            rate = (work or 0) / record.spread.p50
+            rate = (work or 0) / record.spread.min
             fastest[record.measure] = max(fastest[record.measure], rate)
     return Roof(fastest["matmul"], fastest["copy"]) if all(fastest.values()) else None
 
@@ -129,7 +129,8 @@ def build(shelf: Shelf) -> Rows:
             continue
         setting = record.setting
         again, written, memory = (
-            shelf.one("build", name, setting) for name in ("build-again", "written", "peak-rss")
+            shelf.one("build", name, setting, beside=record)
+            for name in ("build-again", "written", "peak-rss")
         )
         rows.append(
             [

@@ -25,30 +25,46 @@ class Device:
     name: Line
     cores: Annotated[int, Between(1, 1 << 20)]  # that this process may use
     memory: Annotated[int, Between(0, 1 << 50)]  # bytes
-    # Of a GPU, as they stood when the record was made; they do not make it another device.
+    model: Line | None = None  # of a CPU, whose name may be a whole family's
+    # As they stood when the record was made; they do not make it another device.
     driver: Line | None = field(default=None, compare=False)
     sm_mhz: Annotated[int, Between(0, 1 << 20)] | None = field(default=None, compare=False)
     memory_mhz: Annotated[int, Between(0, 1 << 20)] | None = field(default=None, compare=False)
+    mhz: Annotated[int, Between(0, 1 << 20)] | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """What tells devices apart: of memory the GiB, since twins differ by some kilobytes."""
+        return self.kind, self.name, self.model or "", self.cores, round(self.memory / (1 << 30))
 
     def __str__(self) -> str:
-        """Such as `AMD EPYC, 2 cores` or `NVIDIA H200, 132 SMs`."""
+        """Such as `AMD EPYC (family 25, model 17), 2 cores` or `NVIDIA H200, 132 SMs`."""
         unit = "SM" if self.kind == "gpu" else "core"
-        return f"{self.name}, {self.cores} {unit}{'s' if self.cores > 1 else ''}"
+        model = f" ({self.model})" if self.model else ""
+        return f"{self.name}{model}, {self.cores} {unit}{'s' if self.cores > 1 else ''}"
 
 
 def this_cpu() -> Device:
-    """The processor that this process runs on."""
+    """The processor that this process runs on, and its clock where the kernel tells it."""
+    numbers = _entry(CPUINFO, "cpu family"), _entry(CPUINFO, "model")
+    clock = _entry(CPUINFO, "cpu MHz")
     return Device(
         kind="cpu",
         name=_entry(CPUINFO, "model name") or platform.machine() or "unknown",
         cores=len(os.sched_getaffinity(0)),
         memory=int((_entry(MEMINFO, "MemTotal") or "0").split()[0]) * 1024,
+        model="family {}, model {}".format(*numbers) if all(numbers) else None,
+        mhz=None if clock is None else round(float(clock)),
     )
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package and the packages that are measured, those that are installed."""
-    found = {"python": platform.python_version(), "diffusion-rt": __version__}
+    """Of the kernel, Python, this package and the measured packages, those that are installed."""
+    found = {
+        "linux": platform.release().partition("-")[0],  # what follows is whoever built it
+        "python": platform.python_version(),
+        "diffusion-rt": __version__,
+    }
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -57,6 +57,17 @@ class Gate:
                 return f"{name} {wrong}"
         return None
 
+    def share(self, wanted: Arrays, got: Arrays) -> float:
+        """The largest difference of arrays that were not refused, in units of what is allowed."""
+        worst = 0.0
+        for name, reference in wanted.items():
+            difference = float(np.abs(got[name].astype(np.float64) - reference).max())
+            if reference.dtype == np.uint8:
+                worst = max(worst, difference / self.levels)
+            else:
+                worst = max(worst, difference / float(np.abs(reference).max()) / self.relative)
+        return worst
+
     def _difference(self, wanted: NDArray[Any], got: NDArray[Any]) -> str | None:
         if wanted.shape != got.shape or wanted.dtype != got.dtype:
             return f"are {got.dtype} {list(got.shape)}, not {wanted.dtype} {list(wanted.shape)}"

@@ -131,7 +131,7 @@ class Diffusers:
         return Outcome({"latents": found, "pixels": pixels}, watch.result())
 
     def peak_rss(self) -> int | None:
-        """The most memory that this process ever held, in bytes."""
+        """The most memory that this process held, in bytes."""
         return own_peak_rss()
 
     def peak_device(self) -> int | None:

@@ -1,6 +1,8 @@
 """Records: one JSON line for each measurement, in one file for each benchmark."""
 
 import json
+import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,20 +11,21 @@ from typing import Annotated, Literal
 
 from diffusion_rt.bench import machine
 from diffusion_rt.bench.machine import Device
-from diffusion_rt.bench.spread import Spread
+from diffusion_rt.bench.spread import Amount, Spread
 from diffusion_rt.engines import strict_json
 from diffusion_rt.engines.artefact import locked, read_bytes, writing
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.typed_json import Between, Line, Matching, Word, decode, encode
 
-VERSION = 2
-OLDEST = 1  # before devices had clocks and a peak, and work its operations and bytes
+VERSION = 3
+OLDEST = 1  # 1 knows no clocks, device memory, operations and bytes; 2 no runs, parity and load
 OURS = "diffusion-rt"
 ALL = "all"  # the measure of a contender that was not timed
 MAX_BYTES = 64 << 20  # of one file of records
 
 Time = Annotated[str, Matching(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "a time such as 2026-01-31T…Z")]
 Commit = Annotated[str, Matching(r"[0-9a-f]{40}", "40 hexadecimal digits")]
+Run = Annotated[str, Matching(r"[0-9a-f]{16}", "16 hexadecimal digits")]
 Value = Line | int | float
 
 
@@ -33,12 +36,14 @@ class Record:
     Where `against` is given, the values are those of `against` divided by those of `contender`,
     turn by turn: above 1, `contender` needs less. A contender that drew something else than it
     should was not timed: it has no spread, and `wrong` says how far off it was. One that cannot do
-    what was asked has none either, and `absent` says why. `flop` and `nbytes` are what one run of
+    what was asked has none either, and `absent` says why. `parity` is how far what it drew was
+    from what it should, 1 being the most that is allowed. `flop` and `nbytes` are what one run of
     it comes to at least: operations, a product and a sum counted as two, and bytes that must move.
     """
 
     version: Annotated[int, Between(OLDEST, VERSION)] = VERSION
     time: Time
+    run: Run | None = None  # the name of the run, drawn at random
     benchmark: Word
     measure: Word
     contender: Word
@@ -48,11 +53,13 @@ class Record:
     spread: Spread | None = None
     wrong: Line | None = None
     absent: Line | None = None
+    parity: Amount | None = None
     peak_rss: Annotated[int, Between(0, 1 << 50)] | None = None  # bytes, of its own process
     peak_device: Annotated[int, Between(0, 1 << 50)] | None = None  # bytes on the GPU, of the same
     flop: Annotated[int, Between(0, 1 << 62)] | None = None
     nbytes: Annotated[int, Between(0, 1 << 62)] | None = None
     device: Device
+    load: Amount | None = None  # processes that wanted a core in the minute before the run
     versions: Mapping[Word, Line]
     commit: Commit | None
     changed: bool  # the sources differed from the commit
@@ -63,7 +70,12 @@ class Record:
         """What the measurement is of: a later record of the same key replaces an earlier one."""
         setting = tuple(sorted(self.setting.items()))
         names = (self.benchmark, self.measure, self.contender, self.against or "")
-        return (*names, setting, self.device.name, self.device.cores)
+        return (*names, setting, self.device.key)
+
+    @property
+    def together(self) -> tuple[object, ...]:
+        """What the records of one run have in common; only they may be compared."""
+        return (self.run or (self.command, self.commit), self.device.key)
 
     def __str__(self) -> str:
         """The record in one line."""
@@ -89,6 +101,8 @@ class Origin:
     device: Device = field(default_factory=machine.this_cpu)
     versions: Mapping[str, str] = field(default_factory=machine.versions)
     commit: tuple[str | None, bool] = field(default_factory=machine.commit)
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
 
     def record(
         self,
@@ -101,6 +115,7 @@ class Origin:
         against: str | None = None,
         wrong: str | None = None,
         absent: str | None = None,
+        parity: float | None = None,
         peak_rss: int | None = None,
         peak_device: int | None = None,
         flop: int | None = None,
@@ -110,6 +125,7 @@ class Origin:
         assert _says_one(spread, wrong, absent), "either values or why there are none"
         return Record(
             time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            run=self.run,
             benchmark=self.benchmark,
             measure=measure,
             contender=contender,
@@ -119,11 +135,13 @@ class Origin:
             spread=spread,
             wrong=wrong,
             absent=absent,
+            parity=parity,
             peak_rss=peak_rss,
             peak_device=peak_device,
             flop=flop,
             nbytes=nbytes,
             device=self.device,
+            load=self.load,
             versions=self.versions,
             commit=self.commit[0],
             changed=self.commit[1],

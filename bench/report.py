@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_rt.bench.plots import drawn_from, plots, save
+from diffusion_rt.bench.drawing import drawn_from, save
+from diffusion_rt.bench.plots import plots
 from diffusion_rt.bench.records import Record
 from diffusion_rt.bench.tables import TABLES, table
 from diffusion_rt.engines.artefact import read_bytes, writing

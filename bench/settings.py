@@ -23,6 +23,14 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "buckets": ("all nine sizes that SDXL is asked for", {"sizes": BUCKETS}),
     "batches": ("1, 2, 4 and 8 images together", {"batches": "1,2,4,8"}),
+    "growth": (
+        "five sizes up to four times the area of 128x128, and 1, 2, 4 and 8 images together",
+        {
+            "sizes": "64x64,96x96,128x128,192x192,256x256",
+            "batches": "1,2,4,8",
+            "axes": "",
+        },
+    ),
 }
 
 
@@ -49,9 +57,8 @@ def expanded(argv: Sequence[str], flags: Collection[str]) -> list[str]:
                     f"--setting: {shortened(one)!r} is no setting; of {', '.join(SETTINGS)}"
                 )
             meant |= SETTINGS[one][1]
-    fitting = [part for name, text in meant.items() if name in flags for part in (name, text)]
-    spelt = [f"--{part}" if place % 2 == 0 else part for place, part in enumerate(fitting)]
-    return [*spelt, *words]
+    fitting = [(f"--{name}", text) for name, text in meant.items() if name in flags]
+    return [*(part for pair in fitting for part in pair if part), *words]
 
 
 def listed() -> str:

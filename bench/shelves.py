@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from diffusion_rt.bench.machine import Device
 from diffusion_rt.bench.records import ALL, OURS, Record, latest
 
 NOTHING = "not measured"
+ENOUGH = {90: 10, 99: 100}  # values of which a percentile says more than the largest does
 
 Rows = list[list[str]]
 Setting = Mapping[str, str | int | float]
@@ -14,9 +15,10 @@ Setting = Mapping[str, str | int | float]
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """The newest record of every measurement on one device."""
+    """The newest record of every measurement on one device, and all that came before."""
 
     records: Sequence[Record]
+    history: Sequence[Record] = ()
 
     def all(self, benchmark: str, *, unit: str | None = None) -> list[Record]:
         """The records of a benchmark, in a unit if one is named."""
@@ -30,10 +32,12 @@ class Shelf:
         *,
         contender: str = OURS,
         against: str | None = None,
+        beside: Record | None = None,
     ) -> Record | None:
         """The newest record, of any setting where none is given; None where there is none.
 
-        A record that says that the contender is wrong is one of every measure.
+        A record that says that the contender is wrong is one of every measure. `beside` allows
+        only those of its own run.
         """
         fitting = [
             record
@@ -41,6 +45,7 @@ class Shelf:
             if (record.benchmark, record.contender) == (benchmark, contender)
             and (record.measure, record.against) in ((measure, against), (ALL, None))
             and setting in (None, record.setting)
+            and (beside is None or record.together == beside.together)
         ]
         # Of two in one second the later one in the file.
         return max(reversed(fitting), key=lambda record: record.time, default=None)
@@ -91,12 +96,25 @@ def ratio(record: Record | None) -> str:
     return f"{digits(found.p50)} ({digits(found.min)} to {digits(found.max)})"
 
 
-def shelves(records: Iterable[Record]) -> dict[Device, Shelf]:
-    """The newest records of each device."""
-    found: dict[Device, list[Record]] = {}
-    for record in latest(records):
-        found.setdefault(record.device, []).append(record)
-    return {device: Shelf(group) for device, group in found.items()}
+def tail(record: Record, percent: Literal[90, 99]) -> str:
+    """A percentile of a record of seconds; nothing where its values are too few to have one."""
+    found = record.spread
+    if found is None or found.n < ENOUGH[percent]:
+        return ""
+    return seconds(found.p90 if percent == 90 else found.p99)
+
+
+def count(record: Record) -> str:
+    """How many values a record is of."""
+    return "" if record.spread is None else str(record.spread.n)
+
+
+def shelves(records: Iterable[Record]) -> list[Shelf]:
+    """What was measured, device by device."""
+    found: dict[object, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.device.key, []).append(record)
+    return [Shelf(latest(group), group) for group in found.values()]
 
 
 def pixels(record: Record) -> int:

@@ -85,7 +85,7 @@ class OurUnet:
         return Outcome({"predictions": prediction.copy()}, watch.result())
 
     def peak_rss(self) -> int | None:
-        """The most memory that this process ever held, in bytes."""
+        """The most memory that this process held, in bytes."""
         return own_peak_rss()
 
     def peak_device(self) -> int | None:
@@ -141,7 +141,7 @@ class DiffusersUnet:
         return Outcome({"predictions": prediction.numpy()}, watch.result())
 
     def peak_rss(self) -> int | None:
-        """The most memory that this process ever held, in bytes."""
+        """The most memory that this process held, in bytes."""
         return own_peak_rss()
 
     def peak_device(self) -> int | None:

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from diffusion_rt.bench.case import Case
-from diffusion_rt.bench.contender import Contender, Outcome
+from diffusion_rt.bench.contender import Contender, Outcome, forget_peak_rss
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 
 _FAILURES = {kind.__name__: kind for kind in (OutOfMemory, BadInput, Fault)}
@@ -44,7 +44,7 @@ class Worker:
         return found
 
     def peak_rss(self) -> int | None:
-        """The most memory that the process ever held, in bytes."""
+        """The most memory that the process held while it carried out the last case, in bytes."""
         self._connection.send("peak_rss")
         found: int | None = self._answer()
         return found
@@ -95,6 +95,7 @@ def _serve(connection: Connection, factory: str, arguments: dict[str, Any]) -> N
                 module, name = factory.split(":")
                 contender = getattr(import_module(module), name)(**arguments)
             elif isinstance(asked, Case):
+                forget_peak_rss()
                 answer = contender.run(asked)
             elif asked == "peak_device":
                 answer = contender.peak_device()

@@ -105,5 +105,5 @@ def test_the_sub_command(model: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["graphs", "--model", str(model), "--keep", str(tmp_path / "small")]) == 0
     assert "python bench/gpu.py --graphs " in capsys.readouterr().out
     words = ["--model", str(SHIPPED), "--keep", str(tmp_path / "bare")]
-    with pytest.raises(BadInput, match="is not what seed 0 makes; only a model of generated"):
+    with pytest.raises(BadInput, match="is not what seed 0 makes; only generated weights"):
         cli.main(["graphs", *words])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_rt.bench.contender import Watch, own_peak_rss
+from diffusion_rt.bench.contender import Watch, forget_peak_rss, own_peak_rss
 from support.races import ticking
 
 
@@ -44,3 +44,15 @@ def test_a_block_that_fails_is_no_lap() -> None:
 def test_this_process_has_held_memory() -> None:
     peak = own_peak_rss()
     assert peak is None or 1 << 20 < peak < 1 << 40
+
+
+def test_a_peak_that_is_forgotten_is_counted_anew() -> None:
+    large = bytearray(64 << 20)
+    large[::4096] = b"x" * len(large[::4096])
+    before = own_peak_rss()
+    del large
+    forget_peak_rss()
+    after = own_peak_rss()
+    if before is None or after is None:
+        pytest.skip("this system does not tell")
+    assert before - after > 48 << 20

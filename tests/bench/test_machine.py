@@ -2,22 +2,28 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffusion_rt.bench import machine
+from diffusion_rt.bench.machine import Device
 
 
 def test_a_processor_by_the_kernels_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "cpu").write_text("processor\t: 0\nmodel name\t: A: fast one\n\nmodel name\t: B\n")
+    lines = ["processor\t: 0", "cpu family\t: 25", "model\t\t: 17", "model name\t: A: fast one"]
+    lines += ["cpu MHz\t\t: 2596.150", "", "model name\t: B"]
+    (tmp_path / "cpu").write_text("\n".join(lines))
     (tmp_path / "memory").write_text("MemTotal:       1024 kB\n")
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpu")
     monkeypatch.setattr(machine, "MEMINFO", tmp_path / "memory")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
     found = machine.this_cpu()
     assert (found.name, found.cores, found.memory) == ("A: fast one", 2, 1 << 20)
-    assert str(found) == "A: fast one, 2 cores"
+    assert found.mhz == 2596
+    assert str(found) == "A: fast one (family 25, model 17), 2 cores"
 
 
 def test_a_machine_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +31,20 @@ def test_a_machine_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(machine, name, tmp_path / "missing")
     found = machine.this_cpu()
     assert found.name
-    assert found.memory == 0
+    assert (found.memory, found.model, found.mhz) == (0, None, None)
+
+
+def test_twins_are_one_device_and_others_are_not() -> None:
+    one = Device(kind="cpu", name="A", cores=2, memory=25_276_502_016, model="family 25, model 17")
+    twin = replace(one, memory=one.memory - 400_000, mhz=3100)
+    assert twin.key == one.key
+    changes: list[dict[str, Any]] = [
+        {"memory": one.memory - (4 << 30)},
+        {"model": None},
+        {"cores": 4},
+    ]
+    for change in changes:
+        assert replace(one, **change).key != one.key
 
 
 def test_the_commit_and_whether_it_was_changed(

@@ -28,6 +28,7 @@ def test_one_pixel_suffices(place: int, change: int) -> None:
     drawn = np.clip(drawn, 0, 255)
     refusal = Gate().refusal(WANTED, {**WANTED, "pixels": drawn.astype(np.uint8)})
     worst = np.abs(drawn - PIXELS).max()
+    assert Gate(levels=2).share(WANTED, {**WANTED, "pixels": drawn.astype(np.uint8)}) == worst / 2
     assert refusal == (None if worst <= 1 else f"pixels differ by {worst} of 255, at most 1")
 
 
@@ -36,8 +37,9 @@ def test_one_latent_suffices(place: int, change: float) -> None:
     drawn = LATENTS.copy()
     drawn.reshape(-1)[place] += np.float32(change)
     difference = np.abs(drawn.astype(float) - LATENTS).max() / 2
-    refusal = Gate().refusal(WANTED, {**WANTED, "latents": drawn})
-    assert (refusal is not None) == (difference > 1e-3)
+    got = {**WANTED, "latents": drawn}
+    assert (Gate().refusal(WANTED, got) is not None) == (difference > 1e-3)
+    assert Gate().share(WANTED, got) == pytest.approx(difference / 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_the_gate_on_real_pictures(exported_model: ExportedModel) -> None:
     for sampler, images in (("euler", 1), ("ddim", 2)):
         asked = case(sampler=sampler, images=images, width=64, height=48)
         contenders = (theirs, ours, planted)
-        lanes = race(contenders, asked, reference=theirs, repeats=1, warm_up=0)
+        (lanes,) = race(contenders, [asked], reference=theirs, repeats=1, warm_up=0)
         wrong = [lane.wrong for lane in lanes]
         assert wrong[:2] == [None, None]
         assert (wrong[2] is not None) == (images == 1)
@@ -60,7 +60,7 @@ def test_the_unet_alone(exported_model: ExportedModel, scale: float, images: int
     ours, theirs = OurUnet(model=model, threads=1), DiffusersUnet(model=model, threads=1)
     for width in (64, 72):
         asked = case(width=width, height=40, guidance_scale=scale, images=images)
-        lanes = race((ours, theirs), asked, reference=theirs, repeats=2, warm_up=0)
+        (lanes,) = race((ours, theirs), [asked], reference=theirs, repeats=2, warm_up=0)
         assert [lane.wrong for lane in lanes] == [None, None]
         assert all(lane.measures == ["evaluation"] for lane in lanes)
     ours.close()

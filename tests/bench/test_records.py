@@ -31,12 +31,13 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     [
         ({"unit": "ms"}, r'x:2: unit: got "ms", wants "s" or "bytes" or "ratio"'),
         ({"host": "here"}, "x:2: host: unknown field"),
-        ({"version": 3}, "x:2: version: got 3, wants 1 to 2"),
+        ({"version": 4}, "x:2: version: got 4, wants 1 to 3"),
         ({"commit": "abc"}, "x:2: commit: got"),
         ({"time": "yesterday"}, "x:2: time: got"),
         ({"spread": None}, "x:2: a record has one of a spread, a `wrong` and an `absent`"),
         ({"wrong": "so"}, "x:2: a record has one of a spread, a `wrong` and an `absent`"),
         ({"absent": "so"}, "x:2: a record has one of a spread, a `wrong` and an `absent`"),
+        ({"run": "1"}, "x:2: run: got"),
         ({"flop": -1}, "x:2: flop: got -1, wants 0 to"),
         ({"setting": {"size": ["8x8"]}}, r'x:2: setting\["size"\]: got a list of 1'),
     ],
@@ -47,21 +48,39 @@ def test_what_is_no_record_is_named(change: dict[str, object], words: str) -> No
         parse(line, "x:2")
 
 
-def test_records_of_the_version_before_are_still_read() -> None:
-    """As they were written: no clocks, no peak on a device, no operations."""
-    fields = encode(drawn(0.1)) | {"version": 1}
-    for name in ("absent", "peak_device", "flop", "nbytes"):
-        del fields[name]
-    for name in ("driver", "sm_mhz", "memory_mhz"):
-        del fields["device"][name]
+SINCE = {  # version -> fields of a record, and of its device, that it brought
+    2: (("absent", "peak_device", "flop", "nbytes"), ("driver", "sm_mhz", "memory_mhz")),
+    3: (("run", "parity", "load"), ("model", "mhz")),
+}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_records_of_the_versions_before_are_still_read(version: int) -> None:
+    fields = encode(drawn(0.1)) | {"version": version}
+    for later, (of_record, of_device) in SINCE.items():
+        if later > version:
+            for name in of_record:
+                del fields[name]
+            for name in of_device:
+                del fields["device"][name]
     found = parse(json.dumps(fields).encode(), "x")
-    assert (found.version, found.spread) == (1, drawn(0.1).spread)
+    assert (found.version, found.spread) == (version, drawn(0.1).spread)
     assert latest([found, drawn(0.2)]) == [drawn(0.2)], "still the same measurement"
+
+
+def test_records_of_one_run_belong_together() -> None:
+    assert drawn(0.1).together == drawn(0.2, "diffusers", size="8x8").together
+    assert drawn(0.1).together != drawn(0.1, run="1" * 16).together
+    old, other = (replace(drawn(0.1), run=None, command=command) for command in ("a", "b"))
+    assert old.together == replace(old, contender="diffusers").together
+    assert old.together != other.together, "before runs had names they are told by their command"
+    one, another = (Origin(benchmark="stages", command="x") for _ in range(2))
+    assert one.run != another.run
 
 
 def test_what_a_device_was_doing_makes_it_no_other_device(tmp_path: Path) -> None:
     one = drawn(0.1)
-    device = replace(one.device, driver="580.1", sm_mhz=1980, memory_mhz=3201)
+    device = replace(one.device, driver="580.1", sm_mhz=1980, memory_mhz=3201, mhz=2596)
     two = replace(one, device=device, absent="not supported yet", spread=None, flop=5, nbytes=6)
     append(tmp_path, [two])
     (found,) = read(tmp_path)

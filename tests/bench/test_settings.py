@@ -17,12 +17,12 @@ def test_the_command_that_is_kept_shows_every_flag(name: str) -> None:
     found = cli._read("end-to-end", ["--setting", name], *FLAGS)
     words = shlex.split(command_of("end-to-end", found, None))
     assert "--setting" not in words
-    flags = SETTINGS[name][1]
-    kept = dict(zip(words[3::2], words[4::2], strict=True))
-    for flag, value in flags.items():
-        wanted = parser_of("end-to-end", "", FLAGS).read([f"--{flag}", value])
-        again = parser_of("end-to-end", "", FLAGS).read([f"--{flag}", kept[f"--{flag}"]])
-        assert again == wanted
+    again = parser_of("end-to-end", "", FLAGS).read(words[3:])
+    for flag, value in SETTINGS[name][1].items():
+        given = [part for part in (f"--{flag}", value) if part]
+        attribute = flag.replace("-", "_")
+        wanted = getattr(parser_of("end-to-end", "", FLAGS).read(given), attribute)
+        assert getattr(again, attribute) == wanted
 
 
 def test_what_is_given_wins_and_settings_go_together() -> None:
@@ -34,6 +34,13 @@ def test_what_is_given_wins_and_settings_go_together() -> None:
     assert found.guidance_scale == 8
     assert found.samplers == ["euler"]
     assert len(cli._read("stages", ["--setting", "buckets"], *FLAGS).sizes) == 9
+
+
+def test_growth_is_two_series_and_not_every_combination() -> None:
+    found = cli._read("end-to-end", ["--setting", "growth"], *FLAGS)
+    _, cases = cli._subject_and_cases(found)
+    drawn = [(case.width, case.images) for case in cases]
+    assert drawn == [*((side, 1) for side in (64, 96, 128, 192, 256)), (128, 2), (128, 4), (128, 8)]
 
 
 def test_flags_that_a_benchmark_lacks_are_left_out() -> None:

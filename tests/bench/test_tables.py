@@ -1,6 +1,7 @@
 """Numbers as people read them, and tables that say what the records say."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from diffusion_rt.bench.machine import Device
 from diffusion_rt.bench.records import ALL, OURS, Record
 from diffusion_rt.bench.shelves import digits, seconds, size
 from diffusion_rt.bench.spread import spread
-from diffusion_rt.bench.tables import TABLES, table
+from diffusion_rt.bench.tables import HEADLINE, TABLES, table
 from support.races import drawn, origin
 
 FULL: dict[str, str | int | float] = {"model": "full", "weights": 3_500_000_000}
@@ -53,7 +54,8 @@ def test_every_table_says_so_where_nothing_was_measured() -> None:
 
 
 def cells(text: str) -> list[list[str]]:
-    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    lines = (line for line in text.splitlines() if line.startswith("|"))
+    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
 
 
 def test_a_row_for_each_case_in_order_of_size() -> None:
@@ -66,12 +68,13 @@ def test_a_row_for_each_case_in_order_of_size() -> None:
         drawn(0.2, images=2),
     ]
     head, _, *rows = cells(table("end-to-end", records))
-    assert head[:4] == ["model", "size", "images", "steps"]
+    assert head[:5] == ["model", "size", "images", "steps", "n"]
     assert [row[1:3] for row in rows] == [["16x16", "1"], ["32x32", "1"], ["16x16", "2"]]
     first = dict(zip(head, rows[0], strict=False))
     assert first["diffusion-rt"] == "100 ms"
     assert first["diffusers"] == "300 ms"
-    assert rows[0][8] == "3.00 (2.70 to 3.30)"
+    assert first["n"] == "3"
+    assert rows[0][head.index("diffusers") + 1] == "3.00 (2.70 to 3.30)"
     assert first["torch.compile"] == "200 ms"
 
 
@@ -79,6 +82,36 @@ def test_the_newer_record_stands() -> None:
     text = table("end-to-end", [drawn(0.1), drawn(0.5)])
     assert "500 ms" in text
     assert "100 ms" not in text
+
+
+def test_a_row_is_of_one_run() -> None:
+    old = [drawn(0.1), drawn(0.3, "diffusers"), drawn(0.2, "compile")]
+    new = [drawn(0.5, run="1" * 16), drawn(0.9, "diffusers", run="1" * 16)]
+    (head, _, row) = cells(table("end-to-end", [*old, *new]))
+    told = dict(zip(head, row, strict=False))
+    assert (told["diffusion-rt"], told["diffusers"]) == ("500 ms", "900 ms")
+    assert told["torch.compile"] == "", "it ran beside another of ours"
+
+
+def test_percentiles_are_told_of_enough_values_alone() -> None:
+    def told(n: int) -> dict[str, str]:
+        head, _, row = cells(table("end-to-end", [drawn(0.1, n=n)]))
+        return dict(zip(head, row, strict=False))
+
+    assert told(9)["p90"] == ""
+    assert told(10)["p90"] == "108 ms"
+    assert "p99" not in told(99)
+    assert told(100)["p99"] == "110 ms"
+
+
+def test_a_caption_says_when_and_at_which_commits() -> None:
+    one = replace(drawn(0.1), time="2026-01-01T00:00:00Z")
+    assert table("end-to-end", [one]).endswith("torch 2.0+cpu; 2026-01-01 at 0000000.")
+    two = replace(
+        drawn(0.1, size="32x32"), time="2026-01-03T00:00:00Z", commit="1" * 40, changed=True
+    )
+    text = table("end-to-end", [one, two, drawn(0.2, measure="own", benchmark="stages")])
+    assert text.endswith("; 2026-01-01 to 2026-01-03 at 0000000, 1111111 (changed).")
 
 
 def test_a_wrong_contender_has_no_time() -> None:
@@ -93,7 +126,7 @@ def test_a_family_we_cannot_draw_has_a_row_that_says_so() -> None:
     theirs = drawn(0.3, "diffusers", model="old")
     ours = origin().record(ALL, OURS, theirs.setting, absent="not supported yet: old")
     text = table("end-to-end", [ours, theirs])
-    assert "| old | 16x16 | 1 | 3 | not supported yet: old |  |  | 300 ms |" in text
+    assert "| old | 16x16 | 1 | 3 |  | not supported yet: old |  | 300 ms |" in text
     assert "times |\n" in text
 
 
@@ -113,15 +146,24 @@ def test_downloads_do_not_tell_what_was_installed() -> None:
     import_ = drawn(0.1, measure="import", benchmark="startup")
     text = table("startup", [import_, given])
     assert "| download, for `native` and PyTorch 9.9 on a GPU | 120 MB |" in text
-    assert text.endswith("torch 2.0+cpu.")
+    assert "torch 2.0+cpu; " in text.splitlines()[-1]
 
 
 def test_devices_are_told_apart() -> None:
     other = Device(kind="cpu", name="Other CPU", cores=8, memory=1 << 34)
     text = table("end-to-end", [drawn(0.1), drawn(0.2, device=other)])
-    assert "Test CPU, 2 cores; onnxruntime 1.0, torch 2.0+cpu." in text
+    assert "Test CPU, 2 cores; onnxruntime 1.0, torch 2.0+cpu; " in text
     assert "Other CPU, 8 cores; " in text
     assert len(cells(text)) == 6
+    twin = replace(other, memory=other.memory - 400_000)
+    text = table("end-to-end", [drawn(0.1, device=other), drawn(0.2, device=twin)])
+    assert len(cells(text)) == 3, "one kind of machine, some kilobytes apart"
+    assert "200 ms" in text
+
+
+def shipped(seconds: float, contender: str = OURS, **changes: Any) -> Record:
+    """A record of the model that ships at the settings the summary tells."""
+    return drawn(seconds, contender, **{**HEADLINE, **changes})
 
 
 def summary() -> list[Record]:
@@ -129,16 +171,19 @@ def summary() -> list[Record]:
     step: dict[str, str | int | float] = {
         "model": "full",
         "size": "512x512",
-        "images": 1,
         "guidance_scale": 5.0,
+        "turns": "reopened",
     }
     megabytes = spread([4e8])
     return [
-        drawn(0.5, n=9),
-        drawn(0.9, "diffusers", n=9),
-        drawn(1.8, against="diffusers", n=9),
-        drawn(0.02, measure="step", n=9),
-        drawn(7.0, size="640x640"),
+        shipped(0.5),
+        shipped(0.9, "diffusers"),
+        shipped(1.8, against="diffusers"),
+        shipped(0.02, measure="step"),
+        shipped(2.0, size="256x256"),
+        shipped(3.0, images=8),
+        shipped(7.0, size="640x640", n=99),
+        shipped(8.0, engine="native", n=99),
         drawn(1.5, measure="first-picture", benchmark="startup"),
         drawn(9.0, "diffusers", measure="first-picture", benchmark="startup"),
         drawn(6.0, measure="first-picture", benchmark="startup", against="diffusers"),
@@ -146,6 +191,7 @@ def summary() -> list[Record]:
             "installed", OURS, {"torch": "cpu"}, unit="bytes", spread=megabytes
         ),
         origin("step").record("evaluation", OURS, step, spread=spread([30.0])),
+        shipped(0.0002, measure="own", benchmark="stages"),
         drawn(0.0005, measure="own", benchmark="stages", engine="null"),
         origin("export").record("export", OURS, FULL, spread=spread([99.0])),
     ]
@@ -154,16 +200,39 @@ def summary() -> list[Record]:
 def test_the_summary_tells_the_main_case_and_everything_else() -> None:
     text = table("summary", summary())
     for words in (
-        "| prompt to picture: `tiny`, 16x16, 3 steps | 500 ms | 900 ms | 1.80 (1.62 to 1.98) |",
-        "| one step of it: `tiny`, 16x16, 3 steps | 20.0 ms |  |  |",
+        "| prompt to picture: `shapes-xl`, 128x128, 20 steps | 500 ms | 900 ms | "
+        "1.80 (1.62 to 1.98) | 3 |",
+        "| one step of it | 20.0 ms |  |  | 3 |",
+        "| prompt to picture at 256x256 | 2.00 s |",
+        "| 8 pictures together | 3.00 s |",
         "| process start to first picture | 1.50 s | 9.00 s | 6.00 (5.40 to 6.60) |",
         "| 400 MB |",
-        "| UNet of `full`, 512x512, with guidance | 30.0 s |",
-        "| 500 µs |",
+        "| UNet of `full`, 512x512, with guidance, opened in turn | 30.0 s |",
+        "| our time around the UNet in a step of the first row | 200 µs |",
+        "| the same at 16x16, with an engine that computes nothing | 500 µs |",
         "| export of `full`, without its check | 99.0 s |",
     ):
         assert words in text
-    assert "640x640" not in text
+    assert "7.00 s" not in text, "another setting, however often it was drawn"
+    assert "8.00 s" not in text, "another engine"
+
+
+def test_where_nobody_took_turns_there_is_no_range() -> None:
+    setting: dict[str, str | int | float] = {"model": "full", "size": "8x8", "guidance_scale": 1.0}
+
+    def told(turns: str) -> str:
+        of = {**setting, "turns": turns}
+        records = [
+            origin("step").record("evaluation", OURS, of, spread=spread([2.0, 4.0])),
+            origin("step").record("evaluation", "diffusers", of, spread=spread([3.0, 9.0])),
+            drawn(1.9, measure="evaluation", benchmark="step", against="diffusers"),
+        ]
+        records[2] = replace(records[2], setting=of)
+        return table("step", records)
+
+    assert "| one after the other | 2 | 3.00 s | not measured | 6.00 s |" in told("apart")
+    assert "| 2.00 |" in told("apart")
+    assert "| 1.90 (1.71 to 2.09) |" in told("reopened")
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_rt.bench.case import Case
-from diffusion_rt.bench.contender import Outcome
+from diffusion_rt.bench.contender import Outcome, own_peak_rss
 from diffusion_rt.bench.machine import Device
 from diffusion_rt.bench.records import OURS, Origin, Record
 from diffusion_rt.bench.spread import spread
@@ -73,10 +73,12 @@ class Elsewhere:
             os._exit(7)
         if case.prompt == "fail":
             raise ZeroDivisionError("by\nzero")
+        taken = bytearray(case.images << 20)
+        taken[::4096] = b"x" * len(taken[::4096])
         return Outcome({"process": np.array(os.getpid())}, {"picture": [float(case.steps)]})
 
     def peak_rss(self) -> int | None:
-        return 123
+        return own_peak_rss()
 
     def peak_device(self) -> int | None:
         return 456
@@ -91,14 +93,15 @@ def ticking(*moments: float) -> Callable[[], float]:
     return lambda: next(shown)
 
 
-def origin(benchmark: str = "end-to-end", device: Device = DEVICE) -> Origin:
-    """An origin on no machine."""
+def origin(benchmark: str = "end-to-end", device: Device = DEVICE, run: str = "0" * 16) -> Origin:
+    """An origin on no machine; all of them are one run unless it is said."""
     return Origin(
         benchmark=benchmark,
         command=f"diffusion-rt bench {benchmark}",
         device=device,
         versions={"python": "3.11.0", "onnxruntime": "1.0", "torch": "2.0+cpu"},
         commit=("0" * 40, False),
+        run=run,
     )
 
 
@@ -111,6 +114,7 @@ def drawn(
     benchmark: str = "end-to-end",
     device: Device = DEVICE,
     n: int = 3,
+    run: str = "0" * 16,
     **changes: Any,
 ) -> Record:
     """A record of a picture; `changes` are to the setting."""
@@ -124,7 +128,7 @@ def drawn(
         "threads": 2,
         **changes,
     }
-    return origin(benchmark, device).record(
+    return origin(benchmark, device, run).record(
         measure,
         contender,
         setting,
@@ -132,3 +136,13 @@ def drawn(
         against=against,
         spread=spread([seconds * factor for factor in np.linspace(0.9, 1.1, n)]),
     )
+
+
+def growing() -> list[Record]:
+    """Three sizes and two numbers of images, by two contenders, in one run."""
+    records = []
+    for factor, contender in ((1.0, OURS), (3.0, "diffusers")):
+        for side in (16, 32, 64):
+            records.append(drawn(factor * side**2 / 1e3, contender, size=f"{side}x{side}"))
+        records.append(drawn(factor, contender, images=2))
+    return records
