@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,7 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
 
 def startup(benchmark: str, argv: Sequence[str]) -> int:
     """Measure the first picture of a fresh process, imports, and installed size."""
-    names = [name for name in CASE if name not in ("batches", "samplers")]
+    names = [name for name in CASE if name != "batches"]
 
     def add(parser: argparse.ArgumentParser) -> None:
         for name, whose in (("ours", "diffusion-rt's"), ("theirs", "diffusers'")):
@@ -215,21 +216,39 @@ def startup(benchmark: str, argv: Sequence[str]) -> int:
                 help=f"what pip would install for {whose} CUDA set, by pip install --dry-run "
                 "--ignore-installed --report FILE …; with both, only these sizes are asked for",
             )
+            parser.add_argument(
+                f"--installed-{name}",
+                type=Path,
+                metavar="DIR",
+                help=f"where pip installed {whose} CUDA set, by pip install --target DIR …; with "
+                "both, only these sizes are counted",
+            )
 
-    found = _read(benchmark, argv, "model", *names, "repeats", "threads", add=add)
+    found = _read(benchmark, argv, "model", "against", *names, "repeats", "threads", add=add)
+    if found.against != ["diffusers"]:
+        raise BadInput(
+            "--against: startup knows diffusers alone; whatever compiles takes minutes before it "
+            "draws, and our engines on a GPU are started by bench/gpu.py"
+        )
 
+    from diffusion_rt.bench import disk
     from diffusion_rt.bench import startup as costs
     from diffusion_rt.bench.running import keep, telling
 
-    reports = found.downloads_ours, found.downloads_theirs
-    if any(reports):
-        if not all(reports):
-            raise BadInput("--downloads-ours and --downloads-theirs go together; give both")
-        for name in ("seed", "repeats", "threads"):  # of which nothing here depends
-            setattr(found, name, None)
-        origin = _origin(benchmark, found, None)
+    for name, records_of in (
+        ("downloads", disk.records_of_downloads),
+        ("installed", disk.records_of_folders),
+    ):
+        sets = [getattr(found, f"{name}_{whose}") for whose in ("ours", "theirs")]
+        if not any(sets):
+            continue
+        if not all(sets):
+            raise BadInput(f"--{name}-ours and --{name}-theirs go together; give both")
+        origin = _origin(benchmark, argparse.Namespace(), None)
+        words = f"--{name}-ours PATH --{name}-theirs PATH"
+        origin = replace(origin, command=f"{origin.command} {words}")
         with telling() as tell:
-            keep(found.output, costs.records_of_downloads(origin, *reports), tell)
+            keep(found.output, records_of(origin, *sets), tell)
         return 0
     _require("torch", "diffusers", "transformers")
     subject, cases = _subject_and_cases(found)
@@ -238,19 +257,22 @@ def startup(benchmark: str, argv: Sequence[str]) -> int:
     origin = _origin(benchmark, found, subject)
     with telling() as tell, tempfile.TemporaryDirectory() as pictures:
         for case in cases:
-            runs, wrong = costs.first_pictures(
+            told = costs.commands(
                 case,
                 model=subject.path,
                 threads=found.threads,
                 pictures=Path(pictures),
-                repeats=found.repeats,
-                tell=tell,
+                sampler=bool(found.samplers),
+            )
+            runs, wrong = costs.first_pictures(
+                told, pictures=Path(pictures), repeats=found.repeats, tell=tell
             )
             setting = _setting(subject, found, case)
             keep(found.output, costs.records_of_pictures(origin, runs, wrong, setting), tell)
         imports = costs.imports(found.repeats, tell)
         keep(found.output, costs.records_of_imports(origin, imports), tell)
-        keep(found.output, costs.records_of_disk(origin), tell)
+        tell("installed size")
+        keep(found.output, disk.records_of_environment(origin), tell)
     return 0
 
 

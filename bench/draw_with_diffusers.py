@@ -2,6 +2,7 @@
 
 import argparse
 
+import diffusers
 import torch
 from diffusers import StableDiffusionXLPipeline
 
@@ -21,9 +22,13 @@ def main() -> None:
         ("threads", int),
     ):
         parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--scheduler")
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     pipeline = StableDiffusionXLPipeline.from_pretrained(found.model, torch_dtype=torch.float32)
+    if found.scheduler is not None:
+        scheduler = getattr(diffusers, found.scheduler)
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     image = pipeline(
         found.prompt,
         width=found.width,

@@ -154,7 +154,7 @@ FLAGS = {
     ),
 }
 # Paths, of which only the model's name is told, and what stands there as the flags it is short for.
-UNTOLD = ("model", "output", "keep", "setting", "downloads_ours", "downloads_theirs")
+UNTOLD = ("model", "output", "keep", "setting")
 
 
 def parser_of(benchmark: str, description: str, names: Iterable[str]) -> Parser:

@@ -1,8 +1,13 @@
 """How much disk the packages take that something needs, with all that these need in turn.
 
-Of a set that is too large to install for it, the sizes of the files that pip would download.
+Of a set that does not lie in this environment, the size of a folder that pip installed it into, or
+of the files that pip would download.
 """
 
+import shutil
+import subprocess
+import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -14,10 +19,11 @@ from urllib.parse import unquote, urlsplit
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import diffusion_rt
+from diffusion_rt.bench import machine
 from diffusion_rt.engines import strict_json
 from diffusion_rt.engines.artefact import read_bytes
 from diffusion_rt.engines.errors import BadInput, Fault
+from diffusion_rt.engines.manifest import NAME as MANIFEST
 from diffusion_rt.runtime.doctor import CORE
 
 # What a user of each installs to draw on a CPU: ours is core and the extra `cpu`; diffusers' is
@@ -68,14 +74,77 @@ def size_of(distributions: Iterable[str]) -> int:
 
 
 def own_size() -> int:
-    """Bytes of this package as it is installed: its modules and the models that come with it."""
-    root = Path(diffusion_rt.__file__).parent
-    kept = [*root.glob("*.py")]
-    for folder in root.iterdir():  # by name, since the folders of a checkout are links
-        if folder.is_dir():
-            kept += folder.resolve().rglob("*.py")
-    kept += (path for path in (root / "runtime" / "models").resolve().rglob("*") if path.is_file())
-    return sum(map(_size, set(kept)))
+    """Bytes of this package as pip installs it, compiled modules and the model included.
+
+    Raises Fault where a checkout cannot be made a wheel, or pip does not install it.
+    """
+    root = machine.checkout()
+    if root is None:
+        return size_of(["diffusion-rt"])
+    with tempfile.TemporaryDirectory() as folder:
+        site = Path(folder, "site")
+        install(wheel_of(root, Path(folder)), site)
+        return size_below(site)
+
+
+def own_wheel() -> int:
+    """Bytes of the wheel of this package; BadInput outside of a checkout, which alone makes one."""
+    root = machine.checkout()
+    if root is None:
+        raise BadInput("this is no checkout, so the size of its wheel is unknown; run in a clone")
+    with tempfile.TemporaryDirectory() as folder:
+        return _size(wheel_of(root, Path(folder)))
+
+
+def wheel_of(root: Path, folder: Path) -> Path:
+    """A wheel of a checkout, made in `folder` of a copy: what was built before must not get in."""
+    copy = folder / "copy"
+    for name in machine.SOURCES:
+        kept = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(root / name, copy / name, symlinks=True, ignore=kept)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(root / name, copy / name)
+    _pip("wheel", "--no-build-isolation", "--wheel-dir", str(folder), str(copy))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, site: Path) -> None:
+    """Install a wheel by itself into a folder."""
+    _pip("install", "--target", str(site), str(wheel))
+
+
+def _pip(command: str, *words: str) -> None:
+    """Have pip do something of which it needs neither network nor other packages."""
+    common = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pip", command, *common, *words],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise Fault(f"pip {command}: {last[:300]}")
+
+
+def checkpoint_size(model: Path) -> int:
+    """Bytes of an exported model's own checkpoint, which diffusers draws with: its files alone."""
+    made = (model / MANIFEST, *model.glob("*.onnx"))
+    return size_below(model) - sum(map(_size, made))
+
+
+def versions_in(site: Path) -> dict[str, str]:
+    """The packages that pip installed into a folder, and their versions."""
+    found = metadata.distributions(path=[str(site)])
+    return {canonicalize_name(one.metadata["Name"]): one.version for one in found}
+
+
+def size_below(folder: Path) -> int:
+    """Bytes of all files in a folder; BadInput where there are none."""
+    total = sum(map(_size, folder.rglob("*")))
+    if not total:
+        raise BadInput(f"{folder}: nothing lies there; pip install --target DIR …")
+    return total
 
 
 @dataclass(frozen=True, slots=True)

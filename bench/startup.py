@@ -1,32 +1,28 @@
-"""What a first picture costs in a fresh process: time, memory, and the disk that it presupposes."""
+"""What a first picture costs in a fresh process: time and memory; and what importing alone does."""
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from diffusion_rt.bench import installed
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.launch import Ran, launch
 from diffusion_rt.bench.parity import Gate
 from diffusion_rt.bench.race import Tell
 from diffusion_rt.bench.records import ALL, OURS, Origin, Record
 from diffusion_rt.bench.spread import spread
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import BadInput, Fault
+from diffusion_rt.runtime.samplers import SAMPLERS
 
 PEER = "diffusers"
 SCRIPT = Path(__file__).with_name("draw_with_diffusers.py")
-# Of what pip would download, the packages whose versions are told.
-TOLD = (
-    *("torch", "diffusers", "transformers", "onnxruntime-gpu", "tensorrt", "cuda-bindings"),
-    *("nvidia-cudnn-cu13", "nvidia-cublas", "nvidia-cuda-nvrtc", "numpy"),
-)
 PYTHON = (sys.executable, "-P")  # nothing that lies beside a script may hide a package
 
-# What is loaded before anything is drawn, contender by contender.
+# What is loaded before anything is drawn, contender by contender; then the time of day is said.
+SAY_TIME = "import time; print(time.time())"
 IMPORTS = {
     OURS: "from diffusion_rt import Pipeline, Request",
     PEER: "from diffusers import StableDiffusionXLPipeline",
@@ -44,46 +40,54 @@ class Runs:
     peak_rss: list[float] = field(default_factory=list)
 
 
-def commands(case: Case, *, model: Path, threads: int, pictures: Path) -> dict[str, list[str]]:
-    """How each contender is told to draw the case's one picture to `pictures/CONTENDER.png`."""
-    if case.images != 1:
-        raise BadInput(f"startup draws one picture, not {case.images}; leave out --batches")
+def commands(
+    case: Case, *, model: Path, threads: int, pictures: Path, sampler: bool = False
+) -> dict[str, list[str]]:
+    """How each contender is told to draw the case's one picture to `pictures/CONTENDER.png`.
+
+    The sampler is the model's own unless `sampler` has it named. Raises BadInput where diffusers
+    has none of it.
+    """
+    scheduler = SAMPLERS[case.sampler].scheduler
+    if sampler and scheduler is None:
+        raise BadInput(f"sampler {case.sampler}: diffusers has none of it; leave it out")
     common = [
         *("--model", str(model), "--width", str(case.width), "--height", str(case.height)),
         *("--steps", str(case.steps), "--guidance-scale", str(case.guidance_scale)),
         *("--seed", str(case.seed), "--threads", str(threads)),
     ]
     ours = ["-m", "diffusion_rt", "generate", "--overwrite"]
+    theirs = [str(SCRIPT)]
+    if sampler:
+        ours += ["--sampler", case.sampler]
+        theirs += ["--scheduler", str(scheduler)]
     return {
         name: [
             *(*PYTHON, *program, *common, "--output", str(pictures / f"{name}.png")),
             *("--", case.prompt),
         ]
-        for name, program in ((OURS, ours), (PEER, [str(SCRIPT)]))
+        for name, program in ((OURS, ours), (PEER, theirs))
     }
 
 
 def first_pictures(
-    case: Case, *, model: Path, threads: int, pictures: Path, repeats: int, tell: Tell
+    told: dict[str, list[str]], *, pictures: Path, repeats: int, tell: Tell
 ) -> tuple[dict[str, Runs], str | None]:
-    """The processes of each contender, in turn, and what is wrong with our picture if anything.
+    """The processes of each command, in turn, and what is wrong with our picture if anything.
 
     The first of each is not timed: it brings the files into the system's cache, and its picture is
     held against that of diffusers.
     """
-    runs = {
-        name: Runs(command)
-        for name, command in commands(case, model=model, threads=threads, pictures=pictures).items()
-    }
+    runs = {name: Runs(command) for name, command in told.items()}
     for turn in range(1 + repeats):
         tell(f"first picture: run {turn} of {repeats}" if turn else "first picture: parity")
-        for name, run in runs.items():
+        for name, run in _in_turn(runs, turn):
             path = pictures / f"{name}.png"
             path.unlink(missing_ok=True)
             ran = launch(run.command)
             if turn:
                 run.seconds.append(ran.seconds)
-                run.to_file.append(written_after(path, ran))
+                run.to_file.append(there_after(path, ran))
                 run.peak_rss.append(ran.peak_rss)
         if turn == 0:
             wanted, got = (
@@ -96,26 +100,43 @@ def first_pictures(
     return runs, None
 
 
-def written_after(path: Path, ran: Ran) -> float:
-    """Seconds from the start of a process until the file it left was last written to.
+def there_after(path: Path, ran: Ran) -> float:
+    """Seconds from the start of a process until the file it left was whole and had its name.
 
-    The file system's clock ticks every few milliseconds, and the end of the process bounds it.
+    That is when the file last changed in any way, its renaming included. The file system's clock
+    ticks every few milliseconds, and the end of the process bounds it.
     """
-    return min(max(path.stat().st_mtime - ran.started_at, 0.0), ran.seconds)
+    return min(max(path.stat().st_ctime - ran.started_at, 0.0), ran.seconds)
 
 
 def imports(repeats: int, tell: Tell) -> dict[str, Runs]:
-    """The processes that only import each contender, in turn, after one of each untimed."""
-    runs = {name: Runs([*PYTHON, "-c", code]) for name, code in IMPORTS.items()}
+    """The processes that only import each contender, in turn, after one of each untimed.
+
+    Their seconds end with the import and those of `--help` with the process.
+    """
+    runs = {name: Runs([*PYTHON, "-c", f"{code}; {SAY_TIME}"]) for name, code in IMPORTS.items()}
     runs["help"] = Runs([*PYTHON, "-m", "diffusion_rt", "--help"])
     for turn in range(1 + repeats):
         tell(f"import: run {turn} of {repeats}" if turn else "import: warm-up")
-        for run in runs.values():
+        for name, run in _in_turn(runs, turn):
             ran = launch(run.command)
             if turn:
-                run.seconds.append(ran.seconds)
+                run.seconds.append(ran.seconds if name == "help" else imported_after(ran))
                 run.peak_rss.append(ran.peak_rss)
     return runs
+
+
+def imported_after(ran: Ran) -> float:
+    """Seconds from the start of a process until it said what time it was."""
+    try:
+        return float(ran.said.splitlines()[-1]) - ran.started_at
+    except ValueError:
+        raise Fault(f"an import ended in other words than the time: {ran.said[-200:]}") from None
+
+
+def _in_turn(runs: dict[str, Runs], turn: int) -> list[tuple[str, Runs]]:
+    """All of them, every second turn from the last on."""
+    return list(runs.items())[:: -1 if turn % 2 else 1]
 
 
 def records_of_pictures(
@@ -138,7 +159,7 @@ def records_of_pictures(
         ("first-exit", ours.seconds, theirs.seconds),
         ("peak-rss", ours.peak_rss, theirs.peak_rss),
     ):
-        found.append(_ratio(origin, measure, setting, a, b))
+        found.append(ratio(origin, measure, setting, a, b))
     return found
 
 
@@ -146,62 +167,21 @@ def records_of_imports(origin: Origin, runs: dict[str, Runs]) -> list[Record]:
     """The seconds and memory of processes that import or print the help, and nothing else."""
     found = []
     for name, run in runs.items():
-        measure, contender = ("help", OURS) if name == "help" else ("import", name)
+        measure, contender = ("help", OURS) if name == "help" else ("imported", name)
         peak = int(max(run.peak_rss))
         values = spread(run.seconds)
         found.append(origin.record(measure, contender, {}, spread=values, peak_rss=peak))
-    found.append(_ratio(origin, "import", {}, runs[OURS].seconds, runs[PEER].seconds))
+    found.append(ratio(origin, "imported", {}, runs[OURS].seconds, runs[PEER].seconds))
     return found
 
 
-def records_of_disk(origin: Origin) -> list[Record]:
-    """Bytes of what has to be installed to draw."""
-    ours = installed.size_of(installed.closure(installed.OURS)) + installed.own_size()
-    theirs = installed.size_of(installed.closure(installed.DIFFUSERS))
-    cuda = any(name.startswith("nvidia-") for name in installed.closure(["torch"]))
-    setting: dict[str, str | int | float] = {"torch": "cuda" if cuda else "cpu"}
-    return [
-        *(
-            origin.record("installed", name, setting, unit="bytes", spread=spread([size]))
-            for name, size in ((OURS, ours), (PEER, theirs))
-        ),
-        _ratio(origin, "installed", setting, [ours], [theirs]),
-    ]
-
-
-def records_of_downloads(origin: Origin, ours: Path, theirs: Path) -> list[Record]:
-    """Bytes that pip would download to draw on a GPU, this package's own included.
-
-    `ours` and `theirs` are reports of pip; what ours lists says which engine it is for.
-    """
-    mine, others = installed.downloads(ours), installed.downloads(theirs)
-    engines = {"tensorrt": "trt", "onnxruntime-gpu": "ort", "onnxruntime": "ort"}
-    engine = next((name for one, name in engines.items() if one in mine.versions), "native")
-    named = {**others.versions, **mine.versions}
-    versions = {"diffusion-rt": origin.versions["diffusion-rt"]}
-    versions |= {name: version for name, version in named.items() if name in TOLD}
-    origin = replace(
-        origin,
-        versions=versions,
-        command=f"{origin.command} --downloads-ours FILE --downloads-theirs FILE",
-    )
-    setting: dict[str, str | int | float] = {"torch": "cuda", "engine": engine}
-    sizes = mine.nbytes + installed.own_size(), others.nbytes
-    return [
-        *(
-            origin.record("download", name, setting, unit="bytes", spread=spread([size]))
-            for name, size in zip((OURS, PEER), sizes, strict=True)
-        ),
-        _ratio(origin, "download", setting, sizes[:1], sizes[1:]),
-    ]
-
-
-def _ratio(
+def ratio(
     origin: Origin,
     measure: str,
     setting: dict[str, str | int | float],
     ours: Sequence[float],
     theirs: Iterable[float],
 ) -> Record:
+    """How many times as much as we diffusers takes, turn by turn."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return origin.record(measure, OURS, setting, unit="ratio", against=PEER, spread=spread(ratios))

@@ -47,6 +47,9 @@ IMPORTS = (
     ("imported", "process start to the end of the import"),
     ("import", "a process that only imports, from start to end"),
 )
+# Sets of packages: the one that is installed here, and what is told of those for a GPU.
+CPU_SET: Setting = {"torch": "cpu"}
+SETS = {"installed": "installed size", "download": "download"}
 
 
 def beside(shelf: Shelf, ours: Record, measure: str, peer: str = EAGER) -> list[str]:
@@ -85,12 +88,12 @@ def summary(shelf: Shelf) -> Rows:
         ("installed", "installed size of what it takes to draw, PyTorch for CPUs alone"),
         *IMPORTS,
     ):
-        setting: Setting | None = {"torch": "cpu"} if measure == "installed" else None
-        add(what, shelf.one("startup", measure, setting))
-    for record in shelf.all("startup", unit="bytes"):
-        if (record.measure, record.contender) == ("download", OURS):
-            engine = record.setting["engine"]
-            add(f"download of what it takes on a GPU, engine `{engine}`", record)
+        add(what, shelf.one("startup", measure, CPU_SET if measure == "installed" else None))
+    for record in _sets(shelf):
+        add(
+            f"{SETS[record.measure]} of what it takes on a GPU, `{record.setting['engine']}`",
+            record,
+        )
     for record in shelf.all("step", unit="s"):
         if record.contender == OURS:
             model, size = record.setting["model"], record.setting["size"]
@@ -160,17 +163,16 @@ def startup(shelf: Shelf) -> Rows:
         ("help", "`--help`, from process start to end"),
         ("installed", "installed size"),
     ):
-        ours = shelf.one("startup", measure)
+        ours = shelf.one("startup", measure, CPU_SET if measure == "installed" else None)
         if ours is not None:
             rows.append([what, amount(ours), *beside(shelf, ours, measure), count(ours)])
         python = shelf.one("startup", measure, contender="python")
         if python is not None:
             rows.append(["of that Python itself", *[amount(python)] * 2, "", count(python)])
-    for record in shelf.all("startup", unit="bytes"):
-        if (record.measure, record.contender) == ("download", OURS):
-            version = record.versions.get("torch", "")
-            what = f"download, for `{record.setting['engine']}` and PyTorch {version} on a GPU"
-            rows.append([what, amount(record), *beside(shelf, record, "download"), count(record)])
+    for record in _sets(shelf):
+        what, version = SETS[record.measure], record.versions.get("torch", "")
+        what = f"{what}, for `{record.setting['engine']}` and PyTorch {version} on a GPU"
+        rows.append([what, amount(record), *beside(shelf, record, record.measure), count(record)])
     return rows
 
 
@@ -259,7 +261,7 @@ def _headline(shelf: Shelf, benchmark: str, measure: str, setting: Setting) -> R
         and "engine" not in record.setting
         and setting.items() <= record.setting.items()
     ]
-    return max(fitting, key=lambda record: record.time, default=None)
+    return max(reversed(fitting), key=lambda record: record.time, default=None)
 
 
 def _drawn(shelf: Shelf) -> list[Record]:
@@ -279,6 +281,13 @@ def _drawn(shelf: Shelf) -> list[Record]:
             pixels(r),
         ),
     )
+
+
+def _sets(shelf: Shelf) -> list[Record]:
+    """What our sets for a GPU take on the disk, each for one engine."""
+    found = (record for record in shelf.all("startup", unit="bytes") if record.contender == OURS)
+    sets = [r for r in found if r.measure in SETS and "engine" in r.setting]
+    return sorted(sets, key=lambda r: (list(SETS).index(r.measure), str(r.setting["engine"])))
 
 
 def _turns(record: Record) -> str:
@@ -305,8 +314,8 @@ def _line(cells: Sequence[str]) -> str:
 
 def _caption(records: Sequence[Record]) -> str:
     """Device, versions, days and commits of what a table tells."""
-    # Sizes of downloads are of versions that are not installed.
-    here = [record for record in records if record.measure != "download"] or records
+    # Sets for a GPU are of versions that are not installed here.
+    here = [record for record in records if record.setting.get("torch") != "cuda"] or records
     newest = max(here, key=lambda record: record.time)
     found = [f"{name} {newest.versions[name]}" for name in SHOWN if name in newest.versions]
     days = sorted({record.time[:10] for record in here})

@@ -56,7 +56,11 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         (["stages", "--model", "nowhere"], "nowhere: no such folder"),
         (["stages", "--model", "MODEL", "--sizes", "12x16"], "width=12 is no multiple of 8"),
         (["stages", "--model", "MODEL", "--samplers", "eulr"], "euler"),
-        (["startup", "--model", "MODEL", "--batches", "2"], "--batches is no flag of"),
+        (["startup", "--against", "compile"], "--against: startup knows diffusers alone; "),
+        (
+            ["startup", "--installed-ours", "."],
+            "--installed-ours and --installed-theirs go together",
+        ),
         (["export", "--keep", "."], "it is there already"),
         (["report", "--output", "nowhere"], "nowhere: no such folder"),
     ],

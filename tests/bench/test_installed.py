@@ -1,21 +1,30 @@
 """Installed sizes, of made-up distributions whose size is known."""
 
-import itertools
+import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from urllib.request import Request
 
 import pytest
 
-from diffusion_rt.bench import installed
-from diffusion_rt.bench.installed import OURS, Downloads, closure, downloads, own_size, size_of
-from diffusion_rt.bench.startup import records_of_downloads
+from diffusion_rt.bench import installed, machine
+from diffusion_rt.bench.installed import (
+    OURS,
+    Downloads,
+    checkpoint_size,
+    closure,
+    downloads,
+    install,
+    own_size,
+    own_wheel,
+    size_below,
+    size_of,
+    versions_in,
+)
 from diffusion_rt.engines.errors import BadInput, Fault
-from support.races import origin
 
 
 @pytest.fixture
@@ -61,7 +70,59 @@ def test_what_it_takes_to_draw_holds_no_torch() -> None:
     found = closure(OURS)
     assert "numpy" in found
     assert not {"torch", "diffusers", "transformers"} & set(found)
-    assert 1 << 18 < own_size() < 64 << 20
+
+
+def test_our_own_size_is_that_of_all_that_pip_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held to the list of files that pip itself keeps."""
+
+    def keep(wheel: Path, site: Path) -> None:
+        install(wheel, tmp_path / "site")
+        site.symlink_to(tmp_path / "site")
+
+    monkeypatch.setattr(installed, "install", keep)
+    found = own_size()
+    (about,) = (tmp_path / "site").glob("*.dist-info")
+    with (about / "RECORD").open(newline="") as file:
+        listed = [Path(line[0]) for line in csv.reader(file)]
+    kinds = {path.suffix for path in listed}
+    assert {".py", ".pyc", ".cu", ".onnx", ".safetensors"} <= kinds
+    assert not any("tests" in path.parts for path in listed)
+    # A program lies in the folder of scripts, wherever pip says that this is.
+    sizes = {
+        path: (tmp_path / "site" / path).stat().st_size for path in listed if path.parts[0] != ".."
+    }
+    assert (
+        found - sum(sizes.values()) == (tmp_path / "site" / "bin" / "diffusion-rt").stat().st_size
+    )
+    assert versions_in(tmp_path / "site").keys() == {"diffusion-rt"}
+
+
+def test_what_pip_cannot_do_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "a-1-py3-none-any.whl").write_bytes(b"no wheel")
+    with pytest.raises(Fault, match=r"^pip install: "):
+        install(tmp_path / "a-1-py3-none-any.whl", tmp_path / "site")
+
+
+def test_outside_of_a_checkout_what_is_installed_counts(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution(site, "diffusion-rt", 12)
+    monkeypatch.setattr(machine, "checkout", lambda: None)
+    assert own_size() == 12
+    with pytest.raises(BadInput, match="this is no checkout"):
+        own_wheel()
+
+
+def test_a_checkpoint_is_what_export_did_not_make(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    for name, size in (("unet/a.safetensors", 100), ("b.json", 10), ("unet_step.float32.onnx", 1)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "manifest.json").write_bytes(bytes(5))
+    assert checkpoint_size(tmp_path) == 110
+    with pytest.raises(BadInput, match="nothing lies there"):
+        size_below(tmp_path / "nowhere")
 
 
 def report(folder: Path, places: dict[str, str]) -> Path:
@@ -123,20 +184,3 @@ def test_what_is_no_report_is_refused(content: str, tmp_path: Path) -> None:
     other = report(tmp_path, {"b": "http://example.com/b.whl"})
     with pytest.raises(BadInput, match="without a name or a place"):
         downloads(other)
-
-
-def test_the_engine_is_known_by_what_is_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both = ({"cuda-bindings": "13.5", "rich": "1"}, 100), ({"torch": "2.15"}, 1 << 40)
-    sizes = itertools.starmap(Downloads, both)
-    monkeypatch.setattr(installed, "downloads", lambda path: next(sizes))
-    monkeypatch.setattr(installed, "own_size", lambda: 28)
-    here = replace(origin("startup"), versions={"diffusion-rt": "0.1", "torch": "2.0+cpu"})
-    ours, theirs, ratio = records_of_downloads(here, tmp_path, tmp_path)
-    assert ours.versions == {"diffusion-rt": "0.1", "torch": "2.15", "cuda-bindings": "13.5"}
-    assert ours.setting == {"torch": "cuda", "engine": "native"}
-    assert ours.spread is not None
-    assert ratio.spread is not None
-    assert (ours.spread.p50, ratio.spread.p50) == (128, 2**33)
-    assert theirs.contender == "diffusers"
