@@ -46,6 +46,7 @@ examples:
   diffusion-rt bench export --architecture sdxl-base --keep ./sdxl
   diffusion-rt bench graphs --model ./sdxl --keep ./graphs       (5 MB, for bench/gpu.py)
   diffusion-rt bench step --model ./sdxl --sizes 512x512 --apart
+  diffusion-rt bench operators --sizes 64x64,128x128,256x256     (what a step consists of)
   diffusion-rt bench chip                                        (the roof of the roofline)
   diffusion-rt bench build --model ./sdxl --engine trt --buckets 1024x1024
   diffusion-rt bench kernels --device simulator                  (what is right, without a GPU)
@@ -344,6 +345,31 @@ def chip(benchmark: str, argv: Sequence[str]) -> int:
     return 0
 
 
+def operators(benchmark: str, argv: Sequence[str]) -> int:
+    """Measure what the operators of a step take, by ONNX Runtime's profiler."""
+    names = [name for name in CASE if name not in ("steps", "samplers", "prompt")]
+    found = _read(benchmark, argv, "model", *names, "axes", *RUNS)
+    subject, cases = _subject_and_cases(found)
+    if subject.absent is not None:
+        raise BadInput(f"{subject.path}: {subject.absent}; operators are those of our own graphs")
+    origin = _origin(benchmark, found, subject)
+
+    from diffusion_rt.bench import operators as profiles
+    from diffusion_rt.bench.running import keep, telling
+    from diffusion_rt.bench.unet_alone import work_of
+
+    with telling() as tell:
+        laps = profiles.measured(
+            subject.path, cases, threads=found.threads, **_runs(found), tell=tell
+        )
+        for case, seconds in zip(cases, laps, strict=True):
+            setting = _setting(subject, found, case)
+            del setting["steps"], setting["sampler"]
+            work = work_of(subject.path, case)
+            keep(found.output, profiles.records_of(origin, seconds, setting, work), tell)
+    return 0
+
+
 def graphs(benchmark: str, argv: Sequence[str]) -> int:
     """Copy an exported model of generated weights without them, for a machine with a GPU."""
     found = _read(benchmark, argv, "model", add=_add_keep)
@@ -450,6 +476,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "end-to-end": (draw, "prompt to picture, engines open and warm"),
     "stages": (draw, "the same, stage by stage"),
     "step": (step, "the UNet alone, for models of which one fills the memory"),
+    "operators": (operators, "a step by kind of operator, as ONNX Runtime's profiler has it"),
     "startup": (startup, "a fresh process: time to the first picture, memory, installed size"),
     "export": (export, "checkpoint to ONNX: time, memory, bytes written"),
     "chip": (chip, "what this processor can do at most: a product and a copy"),

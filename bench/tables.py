@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from diffusion_rt.bench import gpu_tables
 from diffusion_rt.bench.contender import MEASURES
 from diffusion_rt.bench.flags import ENGINES
+from diffusion_rt.bench.operators import ARITHMETIC, REST, STEP
 from diffusion_rt.bench.records import OURS, Record
 from diffusion_rt.bench.shelves import (
     NOTHING,
@@ -191,6 +192,27 @@ def step(shelf: Shelf) -> Rows:
     return rows
 
 
+def operators(shelf: Shelf) -> Rows:
+    """What a step of the UNet consists of, and how near its arithmetic comes to the roof."""
+    head = ["model", "size", "images", "n", "a step", *ARITHMETIC, "the rest"]
+    rows = [[*head, "GFLOP/s of the first three", "of the roof's speed"]]
+    top = gpu_tables.roof(shelf)
+    for record in shelf.all("operators", unit="s"):
+        if record.measure != STEP or record.spread is None:
+            continue
+        setting = record.setting
+        kinds = [
+            shelf.one("operators", kind, setting, beside=record) for kind in (*ARITHMETIC, REST)
+        ]
+        spent = [kind.spread.p50 if kind and kind.spread else 0.0 for kind in kinds]
+        rate = (record.flop or 0) / sum(spent[:-1])
+        cells = [str(setting[name]) for name in ("model", "size", "images")]
+        cells += [count(record), amount(record)]
+        cells += [f"{share / record.spread.p50:.0%}" for share in spent]
+        rows.append([*cells, digits(rate / 1e9), f"{rate / top.flops:.0%}" if top else NOTHING])
+    return rows
+
+
 def export(shelf: Shelf) -> Rows:
     """Checkpoint to ONNX."""
     rows = [["checkpoint", "weights", "n", "time", "peak memory", "written"]]
@@ -229,6 +251,7 @@ TABLES: dict[str, tuple[Callable[[Shelf], Rows], tuple[str, ...]]] = {
     "stages": (stages, ("stages",)),
     "startup": (startup, ("startup",)),
     "step": (step, ("step",)),
+    "operators": (operators, ("operators",)),
     "export": (export, ("export",)),
     "chip": (chip, ("chip",)),
     "build": (gpu_tables.build, ("build",)),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
@@ -45,11 +46,12 @@ class OrtBackend:
         precision: Precision = "float32",
         threads: int | None = None,
         provider: Provider = "cpu",
+        profile: Path | None = None,
     ) -> None:
         """Engines for the graphs of `folder`, in `precision` unless `load` says otherwise.
 
-        `threads` is how many cores a graph uses; None takes all that this process may. Raises
-        BadInput where ONNX Runtime or the device is missing.
+        `threads` is how many cores a graph uses; None takes all that this process may. `profile`
+        is for `open_session`. Raises BadInput where ONNX Runtime or the device is missing.
         """
         if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
             raise BadInput(f"threads={threads!r}, wants 1 to 1024")
@@ -58,6 +60,7 @@ class OrtBackend:
         self._precision = precision
         self._threads = threads or usable_cores()
         self._provider = provider
+        self._profile = profile
 
     @property
     def name(self) -> str:
@@ -85,6 +88,7 @@ class OrtBackend:
                 "session.disable_prepacking": "0" if weights.packed else "1",
             },
             disabled=[] if weights.folded else ["ConstantFolding"],
+            profile=self._profile,
         )
         return OrtEngine(graph, session, variant)
 
