@@ -68,6 +68,7 @@ DRAWERS = {
 UNETS = {
     "diffusers": "diffusion_rt.bench.unet_alone:DiffusersUnet",
     "diffusion-rt": "diffusion_rt.bench.unet_alone:OurUnet",
+    "compile": "diffusion_rt.bench.unet_alone:CompiledUnet",
 }
 
 Setting = dict[str, str | int | float]
@@ -169,8 +170,10 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
             help="hold one contender in memory at a time, one after the other",
         )
 
-    found = _read(benchmark, argv, "model", *names, *RUNS, add=add)
-    _require("torch", "diffusers", "transformers")
+    found = _read(benchmark, argv, "model", "against", *names, *RUNS, add=add)
+    if not set(found.against) <= set(UNETS):
+        raise BadInput(f"--against: step knows diffusers and compile, not {found.against[-1]}")
+    _check_peers(found, reference=True)
     subject, cases = _subject_and_cases(found)
     if subject.absent is not None:
         raise BadInput(f"{subject.path}: {subject.absent}; the UNet alone is measured of SDXL")
@@ -183,7 +186,9 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
 
     common: dict[str, Any] = {"model": subject.path, "threads": found.threads}
     openers: dict[str, Opener] = {
-        name: partial(Worker, name, factory, **common) for name, factory in UNETS.items()
+        name: partial(Worker, name, factory, **common)
+        for name, factory in UNETS.items()
+        if name != "compile" or name in found.against
     }
     with ExitStack() as stack, telling() as tell:
         opened: list[Contender] = []
@@ -298,18 +303,18 @@ def checkpoint(benchmark: str, argv: Sequence[str]) -> int:
 
 
 def export(benchmark: str, argv: Sequence[str]) -> int:
-    """Measure exporting a checkpoint of generated weights."""
+    """Measure exporting a checkpoint, of generated weights where none is named."""
     from diffusion_rt.bench.architectures import ARCHITECTURES, EXPORTABLE
     from diffusion_rt.bench.checkpoint import make_checkpoint
 
-    found = _read(
-        benchmark,
-        argv,
-        "architecture",
-        "repeats",
-        add=_add_keep,
-        defaults={"repeats": 1, "architecture": "sdxl-base"},
-    )
+    defaults = {"repeats": 1}
+    names = ("model", "architecture", "repeats")
+    found = _read(benchmark, argv, *names, add=_add_keep, defaults=defaults)
+    if found.model is not None:
+        if (found.architecture or found.keep) is not None:
+            raise BadInput("--model is a checkpoint that is there; leave --architecture and --keep")
+        return _export(benchmark, found)
+    found.architecture = found.architecture or "sdxl-base"
     if found.architecture not in EXPORTABLE:
         raise BadInput(
             f"--architecture {found.architecture} cannot be exported yet; of "
@@ -327,6 +332,23 @@ def export(benchmark: str, argv: Sequence[str]) -> int:
         weights = make_checkpoint(folder, ARCHITECTURES[found.architecture])
         costs = export_cost.exports(folder, found.repeats, tell)
         setting: Setting = {"model": found.architecture, "weights": weights}
+        keep(found.output, export_cost.records_of(origin, costs, setting), tell)
+    return 0
+
+
+def _export(benchmark: str, found: argparse.Namespace) -> int:
+    """The same of a checkpoint of somebody's own, beside which the last export stays."""
+    _require("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir")
+
+    from diffusion_rt.bench import export_cost
+    from diffusion_rt.bench.running import keep, origin_of, telling
+
+    weights = export_cost.weights_of(found.model)
+    name = found.model.resolve().name
+    origin = origin_of(benchmark, found, name)
+    with telling() as tell:
+        costs = export_cost.exports(found.model, found.repeats, tell)
+        setting: Setting = {"model": name, "weights": weights}
         keep(found.output, export_cost.records_of(origin, costs, setting), tell)
     return 0
 
@@ -551,13 +573,14 @@ def _check_peers(found: argparse.Namespace, *, reference: bool) -> None:
     """BadInput where a peer, or the reference that all are held against, cannot run here."""
     if reference:
         _require("torch", "diffusers", "transformers")
-    compiles = "compile" in found.against and found.device != "cuda"
+    compiles = "compile" in found.against and getattr(found, "device", "cpu") != "cuda"
     if compiles and not any(map(shutil.which, ("g++", "clang++"))):
         raise BadInput("--against compile: torch.compile needs a C++ compiler; install g++")
-    if (found.engine or "ort") in found.against:
+    ours = getattr(found, "engine", None) or "ort"
+    if ours in found.against:
         raise BadInput(
-            f"--against {found.engine or 'ort'}: that is our own engine here; take it "
-            "out, or choose another --engine"
+            f"--against {ours}: that is the engine that is measured, and nobody else here drives "
+            "the same library; leave it out, or measure another with --engine"
         )
 
 

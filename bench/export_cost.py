@@ -2,12 +2,16 @@
 
 import sys
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 from diffusion_rt.bench.launch import launch
 from diffusion_rt.bench.race import Tell
 from diffusion_rt.bench.records import OURS, Origin, Record
 from diffusion_rt.bench.spread import spread
+from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.manifest import NAME as MANIFEST
+from diffusion_rt.export.checkpoint import open_checkpoint
 
 
 @dataclass(slots=True)
@@ -35,6 +39,22 @@ def exports(checkpoint: Path, repeats: int, tell: Tell) -> Exports:
     return found
 
 
+def weights_of(checkpoint: Path) -> int:
+    """How many weights a checkpoint has.
+
+    Raises BadInput for what cannot be exported, and where a measured export would replace one that
+    somebody made.
+    """
+    tables = open_checkpoint(checkpoint).tables.values()
+    for path in (checkpoint / MANIFEST, *checkpoint.glob("*.onnx")):
+        if path.exists():
+            raise BadInput(
+                f"{path}: exported already, and a measured export begins anew; take the graphs and "
+                f"{MANIFEST} away, or name a copy"
+            )
+    return sum(prod(tensor.shape) for table in tables for tensor in table.tensors.values())
+
+
 def records_of(
     origin: Origin, found: Exports, setting: dict[str, str | int | float]
 ) -> list[Record]:
@@ -55,5 +75,5 @@ def sizes(folder: Path) -> dict[Path, int]:
 
 def remove_graphs(folder: Path) -> None:
     """Take away what an export before put beside a checkpoint."""
-    for path in (*folder.glob("*.onnx"), folder / "manifest.json"):
+    for path in (*folder.glob("*.onnx"), folder / MANIFEST):
         path.unlink(missing_ok=True)

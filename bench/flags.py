@@ -99,6 +99,15 @@ def device(text: str) -> str:
     return text
 
 
+def _refusing(why: str) -> Callable[[str], Any]:
+    """Reads nothing."""
+
+    def read(text: str) -> Any:
+        raise argparse.ArgumentTypeError(f"not taken here: {why}")
+
+    return read
+
+
 def _wrong(text: str, what: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"{shortened(text)!r} is {what}")
 
@@ -157,15 +166,51 @@ FLAGS = {
 UNTOLD = ("model", "output", "keep", "setting")
 
 
+# Of the flags that benchmarks share those that one has no use for, and why: refused by name.
+ONE_PICTURE = "it draws one picture; end-to-end draws several together"
+ONE_STEP = "it times single evaluations of the UNet; stages times all that is around them"
+ONE_KERNEL = "it runs kernels, which know nothing of it"
+NO_PICTURE = "it draws nothing"
+LACKING = {
+    "startup": {"batches": ONE_PICTURE},
+    "step": {"steps": ONE_STEP, "samplers": ONE_STEP},
+    "operators": {
+        "against": "ONNX Runtime's profiler sees ours alone; stages measures others beside us",
+        "steps": ONE_STEP,
+        "samplers": ONE_STEP,
+    },
+    "kernels": {
+        "against": "PyTorch's own kernels are measured beside ours by bench/gpu.py",
+        "steps": ONE_KERNEL,
+        "samplers": ONE_KERNEL,
+    },
+    "export": {
+        "against": "nobody else exports these graphs; export compares what they compute by itself",
+        **dict.fromkeys(("sizes", "batches", "steps", "samplers"), NO_PICTURE),
+    },
+    "build": {
+        "against": "nobody else builds these engines; end-to-end measures what they are worth",
+        "sizes": "engines are built for --buckets",
+        "batches": "engines are built for --batch",
+        **dict.fromkeys(("steps", "samplers"), NO_PICTURE),
+    },
+}
+
+
 def parser_of(benchmark: str, description: str, names: Iterable[str]) -> Parser:
     """A parser of these flags, and of where the records lie."""
+    lacking = LACKING.get(benchmark, {})
+    told = "".join(f"\n  --{name}: {why}" for name, why in lacking.items())
     parser = Parser(
         prog=f"diffusion-rt bench {benchmark}",
         usage=f"diffusion-rt bench {benchmark} [flags]",
         description=description,
+        epilog=f"not taken, though others take it:{told}" if told else None,
     )
     for name in names:
         FLAGS[name].add(parser, name)
+    for name, why in lacking.items():
+        parser.add_argument(f"--{name}", type=_refusing(why), help=argparse.SUPPRESS)
     parser.add_argument(
         "--output",
         type=Path,

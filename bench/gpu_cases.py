@@ -63,12 +63,18 @@ def cases(*, tiny: bool) -> list[Case]:
     return found
 
 
-def of_step(width: int, height: int, images: int = 1, rows: int = 2) -> list[Case]:
-    """The kernels of one step of SDXL for pictures of that size, at each of its shapes.
+def of_step(
+    width: int,
+    height: int,
+    images: int = 1,
+    rows: int = 2,
+    network: gpu_shapes.Network = gpu_shapes.SDXL,
+) -> list[Case]:
+    """The kernels of one step of a UNet for pictures of that size, at each of its shapes.
 
     `rows` is 2 with guidance, else 1.
     """
-    shapes = gpu_shapes.step(width, height, rows * images)
+    shapes = gpu_shapes.step(width, height, rows * images, network)
     found: list[Case] = []
     for norm, _ in gpu_shapes.of_kind(shapes, gpu_shapes.GroupNorm):
         found.append(GroupNorm("float16", norm.silu, norm.images, norm.pixels, norm.channels))

@@ -14,7 +14,9 @@ from diffusion_rt.bench.gpu_case import Case
 from diffusion_rt.bench.gpu_chip import SIMULATOR, NoChip, this_chip
 from diffusion_rt.bench.gpu_kernels import REPEATS, check, measure
 from diffusion_rt.bench.gpu_rows import Row, Sink
+from diffusion_rt.bench.gpu_shapes import SDXL
 from diffusion_rt.bench.spread import median
+from diffusion_rt.bench.unet_alone import network_of
 from diffusion_rt.command import plain, shortened
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.kernels.driver import NoDriver
@@ -34,7 +36,7 @@ examples:
 
 def run(benchmark: str, argv: Sequence[str]) -> int:
     """Check and time kernels; 1 where one is wrong. BadInput where there is no GPU."""
-    parser = parser_of(benchmark, DESCRIPTION, ("sizes", "batches", "guidance-scale"))
+    parser = parser_of(benchmark, DESCRIPTION, ("model", "sizes", "batches", "guidance-scale"))
     parser.add_argument(
         "--device",
         choices=DEVICES,
@@ -70,7 +72,7 @@ def run(benchmark: str, argv: Sequence[str]) -> int:
         print(plain(f"{row.outcome:<8}{row.name}: {row.note}"), flush=True)
 
     output = None if simulated else found.output
-    command = command_of(benchmark, found, None)
+    command = command_of(benchmark, found, found.model and found.model.resolve().name)
     sink = Sink(benchmark, chip, output, math.inf, command, tell=tell)
     begun = time.monotonic()
     try:
@@ -88,14 +90,19 @@ def run(benchmark: str, argv: Sequence[str]) -> int:
 def _chosen(found: argparse.Namespace) -> list[Case] | None:
     """The cases that the flags name; None for all."""
     cases: list[Case] | None = None
+    if found.model is not None and not found.sizes:
+        raise BadInput("--model: kernels of a model are those of a size; add --sizes")
     if found.sizes and found.device != "simulator":
         rows = 1 if found.guidance_scale is not None and found.guidance_scale <= 1 else 2
+        network = SDXL if found.model is None else network_of(found.model)
+        if network is None:
+            raise BadInput(f"--model {found.model}: it has no UNet of SDXL's kind; name another")
         cases = list(
             dict.fromkeys(
                 case
                 for width, height in found.sizes
                 for images in found.batches
-                for case in gpu_cases.of_step(width, height, images, rows)
+                for case in gpu_cases.of_step(width, height, images, rows, network)
             )
         )
     if found.only is None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from torch._dynamo import config as dynamo
 from torch._inductor import config as inductor
 
 from diffusion_rt.bench.case import Case
@@ -35,6 +36,7 @@ FLAGS = {
     "coordinate_descent_check_all_directions": True,
     "epilogue_fusion": False,
 }
+SHAPES = 64  # that one process compiles for; PyTorch's own limit of 8 is meant for mistakes
 STRENGTH = 0.3  # of what redraws a picture, the refiner: its pipeline's own default
 
 
@@ -177,7 +179,6 @@ class Compiled(Diffusers):
     name = "compile"
 
     def _prepare(self) -> None:
-        options: Any = {"mode": "max-autotune", "fullgraph": True, "dynamic": False}
         pipeline = self._pipeline
         if self._device == "cuda":
             for flag, value in FLAGS.items():
@@ -185,10 +186,19 @@ class Compiled(Diffusers):
             pipeline.fuse_qkv_projections()
             for network in (pipeline.unet, pipeline.vae):
                 network.to(memory_format=torch.channels_last)
-        else:
-            inductor.freezing = True
-        pipeline.unet = torch.compile(pipeline.unet, **options)
-        pipeline.vae.decode = torch.compile(pipeline.vae.decode, **options)
+        pipeline.unet = compiled(pipeline.unet, frozen=self._device == "cpu")
+        pipeline.vae.decode = compiled(pipeline.vae.decode, frozen=self._device == "cpu")
+
+
+def compiled(function: Any, *, frozen: bool = True) -> Any:
+    """A network or a function of one under torch.compile, tuned, for each shape anew.
+
+    On a CPU weights are `frozen`.
+    """
+    if frozen:
+        inductor.freezing = True
+    dynamo.recompile_limit = SHAPES
+    return torch.compile(function, mode="max-autotune", fullgraph=True, dynamic=False)
 
 
 def _decode_in_bfloat16(vae: Any) -> None:

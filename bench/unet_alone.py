@@ -112,13 +112,15 @@ class DiffusersUnet:
         self._unet: Any = UNet2DConditionModel.from_pretrained(
             model / "unet", torch_dtype=torch.float32, local_files_only=True
         )
+        self._config = self._unet.config
         self._clock = clock
+        self._prepare()
 
     def run(self, case: Case) -> Outcome:
         """Evaluate the UNet once."""
         import torch
 
-        config = self._unet.config
+        config = self._config
         times = 6 * config.addition_time_embed_dim
         inputs = Inputs.of(
             case,
@@ -152,6 +154,29 @@ class DiffusersUnet:
         """Let go of the network."""
         self._unet = None
 
+    def _prepare(self) -> None:
+        """What is done to the network once, before it is timed."""
+
+
+class CompiledUnet(DiffusersUnet):
+    """The same under torch.compile, as `peers.Compiled` has it."""
+
+    name = "compile"
+
+    def _prepare(self) -> None:
+        from diffusion_rt.bench.peers import compiled
+
+        self._unet = compiled(self._unet)
+
+
+def network_of(model: Path) -> gpu_shapes.Network | None:
+    """The UNet of a checkpoint as far as its work goes; None where nobody knows it."""
+    path = model / "unet" / "config.json"
+    try:
+        return gpu_shapes.Network.of(strict_json.parse(read_bytes(path, MAX_JSON), str(path)))
+    except (BadInput, KeyError, TypeError, ValueError):
+        return None
+
 
 def work_of(model: Path, case: Case) -> tuple[int | None, int | None]:
     """Operations and bytes of one evaluation at least, in float32; None where nobody knows them.
@@ -159,10 +184,8 @@ def work_of(model: Path, case: Case) -> tuple[int | None, int | None]:
     From the UNet's own config: products, convolutions, attention and normalisations, each reading
     its inputs and weights once. What a step never computes anew is not counted.
     """
-    path = model / "unet" / "config.json"
-    try:
-        network = gpu_shapes.Network.of(strict_json.parse(read_bytes(path, MAX_JSON), str(path)))
-    except (BadInput, KeyError, TypeError, ValueError):
+    network = network_of(model)
+    if network is None:
         return None, None
     rows = case.images * (2 if case.guidance_scale > 1 else 1)
     shapes = gpu_shapes.step(case.width, case.height, rows, network)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.bench import cli, running
+from diffusion_rt.bench.flags import LACKING
 from diffusion_rt.bench.records import OURS, append, read
 from diffusion_rt.engines.errors import BadInput
 from support.exported import ExportedModel
@@ -29,6 +30,39 @@ def test_each_benchmark_has_help(name: str, capsys: pytest.CaptureFixture[str]) 
     assert "--output" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("end-to-end", "timed runs of each contender; default: 10"),
+        ("export", "timed runs of each contender; default: 1"),
+        ("build", "timed runs of each contender; default: 1"),
+        ("end-to-end", "default: 7"),
+        ("checkpoint", "default: 0"),  # what `graphs` takes the weights away from again
+    ],
+)
+def test_help_tells_what_is_taken_by_default(
+    name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["end-to-end", "stages", "startup", "kernels", "export", "build"])
+def test_what_all_share_is_taken_or_refused_with_a_reason(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    told = capsys.readouterr().out
+    shared = ("model", "against", "sizes", "batches", "steps", "samplers", "repeats")
+    for flag in shared:
+        assert re.search(rf"^  --{flag}[ :]", told, re.MULTILINE), flag
+    for flag, why in LACKING.get(name, {}).items():
+        with pytest.raises(BadInput, match=f"^--{flag}: not taken here: {re.escape(why)}$"):
+            cli.main([name, f"--{flag}", "1"])
+
+
 def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = re.findall(r"^  diffusion-rt bench ((?!BENCHMARK).+)$", cli.HELP, re.MULTILINE)
     assert {line.split()[0] for line in lines} >= set(cli.BENCHMARKS) - {"startup"}
@@ -40,7 +74,7 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
             raise InterruptedError
 
         # What follows the reading of the flags is not for this test.
-        for first in ("_check_peers", "_require", "_origin"):
+        for first in ("_check_peers", "_require", "_origin", "_subject_and_cases"):
             monkeypatch.setattr(cli, first, stop)
         for first in ("bench.kernels.check", "bench.bare.strip", "engines.model_folder.open_model"):
             monkeypatch.setattr(f"diffusion_rt.{first}", stop)
@@ -62,6 +96,14 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
             "--installed-ours and --installed-theirs go together",
         ),
         (["export", "--keep", "."], "it is there already"),
+        (["export", "--model", "MODEL"], "manifest.json: exported already, and a measured export"),
+        (["export", "--model", "MODEL", "--keep", "x"], "leave --architecture and --keep"),
+        (
+            ["step", "--against", "diffusers,trt"],
+            "--against: step knows diffusers and compile, not trt",
+        ),
+        (["stages", "--against", "ort"], "--against ort: that is the engine that is measured"),
+        (["kernels", "--model", "MODEL"], "add --sizes"),
         (["report", "--output", "nowhere"], "nowhere: no such folder"),
     ],
 )

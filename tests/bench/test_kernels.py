@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.bench import cli, gpu_cases, gpu_kernels, kernels
+from diffusion_rt.bench.flags import parser_of
 from diffusion_rt.bench.gpu_chip import NoChip
 from diffusion_rt.bench.gpu_norms import GroupNorm, LayerNorm
+from diffusion_rt.bench.unet_alone import network_of
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.kernels.catalogue import CATALOGUE
 from diffusion_rt.kernels.compile import CompileError, host_library
+from diffusion_rt.runtime.pipeline import SHIPPED
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,3 +62,16 @@ def test_sizes_are_those_of_a_step() -> None:
     assert LayerNorm("float16", 2 * 3 * 32 * 48, 640) in found
     assert GroupNorm("float16", True, 6, 64 * 96, 320) in found
     assert len(set(found)) == len(found)
+
+
+def test_kernels_of_another_model_are_those_of_its_unet(tmp_path: Path) -> None:
+    network = network_of(SHIPPED)
+    assert network is not None
+    parser = parser_of("kernels", "", ("model", "sizes", "batches", "guidance-scale"))
+    parser.set_defaults(device="cuda", only=None)
+    words = ["--model", str(SHIPPED), "--sizes", "128x128"]
+    found = kernels._chosen(parser.read(words))
+    assert found == gpu_cases.of_step(128, 128, network=network)
+    assert found != gpu_cases.of_step(128, 128)
+    with pytest.raises(BadInput, match="it has no UNet of SDXL's kind"):
+        kernels._chosen(parser.read(["--model", str(tmp_path), "--sizes", "128x128"]))
