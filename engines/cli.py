@@ -143,9 +143,9 @@ def add_tensorrt_arguments(group: "argparse._ArgumentGroup") -> None:
     )
     add(
         "--float32-attention",
-        action="store_true",
-        default=None,
-        help="let TensorRT's fused attention sum in float32: slower, safer (from 11.3 on)",
+        action=argparse.BooleanOptionalAction,
+        help="TensorRT's fused attention sums in float32: slower, and as the reference does; "
+        "default: from TensorRT 11.3 on, which is the first that can",
     )
     add(
         "--optimization-level",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.buckets import Bucket, spelt
-from diffusion_rt.engines.trt.options import BuilderOptions
+from diffusion_rt.engines.trt.options import BuilderOptions, Options
 from diffusion_rt.engines.trt.plan_file import PlanHeader
 from diffusion_rt.engines.trt.profiles import Range
 
@@ -48,8 +48,10 @@ def settings(model: ModelFolder, plans: Mapping[str, PlanHeader]) -> dict[str, s
         )
         found["precision"] = edits.arithmetic
         found["attention"] = edits.attention
-        if edits.wide_attention:
-            found["float32-attention"] = ""
+        usual = Options(precision=edits.source, attention={"unet_step": edits.attention})
+        usual = usual.settled(step.key.machine.tensorrt)
+        if edits.wide_attention != usual.edits("unet_step").wide_attention:
+            found["float32-attention" if edits.wide_attention else "no-float32-attention"] = ""
         found |= builder_flags(step.key.builder)
     if decoder := plans.get("vae_decoder"):
         found["vae-precision"] = decoder.key.edits.arithmetic

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from diffusion_rt.engines.artefact import locked, remove_partials
 from diffusion_rt.engines.device.memory import short_of_memory
-from diffusion_rt.engines.errors import BadInput, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.engines.trt.apart import run_apart
 from diffusion_rt.engines.trt.key import Key, Machine, differences
 from diffusion_rt.engines.trt.library import require_tensorrt, version_of
-from diffusion_rt.engines.trt.options import Options
+from diffusion_rt.engines.trt.options import WIDE_ATTENTION_FROM, Options
 from diffusion_rt.engines.trt.places import folder_to_build
 from diffusion_rt.engines.trt.plan_file import (
     Constant,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from diffusion_rt.engines.trt.builder import Product
 
 OLDEST_ARCH = min(ARCHS)  # what our own kernels are compiled for
-WIDE_ATTENTION_FROM = (11, 3)
 WAYS_OUT = (
     "close other programs on the GPU, or build for less: fewer --buckets, a smaller --batch, a "
     "limit by --workspace"
@@ -93,6 +92,7 @@ def build(
     machine = Machine(
         gpu=device.name, arch=device.arch, driver=device.driver, tensorrt=require_tensorrt()
     )
+    options = options.settled(machine.tensorrt)
     check_options(options, machine)
     folder = folder_to_build(model, machine, options.builder.compatibility)
     with locked(folder, "building engines", key="build"):
@@ -234,6 +234,10 @@ class _Maker:
                 f"{short}; its weights alone take {prepared.weight_bytes / 1e9:.3f} GB, "
                 f"{free / 1e9:.3f} GB was free; {WAYS_OUT}"
             ) from None
+        except Fault as failed:
+            if not key.edits.wide_attention:
+                raise
+            raise Fault(f"{failed}; if it is for the attention: --no-float32-attention") from None
         if product.short is not None:
             self.say(f"{graph}: built, but what it needs to run is not known: {product.short}")
         header = PlanHeader(

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.spec import Precision
+from diffusion_rt.engines.trt.library import version_of
 from diffusion_rt.engines.typed_json import Between, Matching
 
 Arithmetic = Literal["float32", "float16", "bfloat16"]
@@ -20,6 +21,7 @@ _ROUTE = re.compile(r"(-[A-Za-z0-9_:.]+=[A-Za-z0-9_.,-]+)( -[A-Za-z0-9_:.]+=[A-Z
 MAX_ROUTE = 2000  # characters
 MAX_STREAMS = 16
 WITH_PLUGIN = ("unet_step",)  # graphs whose attention our kernel can take
+WIDE_ATTENTION_FROM = (11, 3)  # the first TensorRT whose fused attention can sum in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,13 +100,15 @@ class Options:
 
     - `precision`: arithmetic of the UNet and the text encoders.
     - `vae_precision`: of the VAE, which overflows in float16.
-    - `wide_attention`: see `Edits`; for float16 graphs.
+    - `wide_attention`: see `Edits`; for float16 graphs. None takes it where TensorRT has it: else
+      its fused attention adds up the softmax in float16, which no longer counts single keys from
+      2,048 on and overflows at 65,504, and SDXL has 4,096 at 1024x1024. It costs speed.
     - `attention`: graph -> whose attention it uses; a graph that is not named uses TensorRT's.
     """
 
     precision: Precision = "float16"
     vae_precision: VaePrecision = "bfloat16"
-    wide_attention: bool = False
+    wide_attention: bool | None = None
     attention: Mapping[str, Attention] = field(default_factory=dict)
     builder: BuilderOptions = field(default_factory=BuilderOptions)
 
@@ -127,12 +131,20 @@ class Options:
                     "the attention plugin sums in float32 as it is; leave --float32-attention out"
                 )
 
+    def settled(self, tensorrt: str) -> "Options":
+        """The same, with what they leave open chosen for a version of TensorRT."""
+        if self.wide_attention is not None:
+            return self
+        can = version_of(tensorrt) >= WIDE_ATTENTION_FROM
+        return replace(self, wide_attention=can and "plugin" not in self.attention.values())
+
     def edits(self, graph: str) -> Edits:
         """What is changed in one graph (a name of `spec.GRAPHS`)."""
         if graph.startswith("vae_"):
             return Edits(arithmetic=self.vae_precision)
         attention = self.attention.get(graph, "tensorrt")
-        wide = self.wide_attention and self.precision == "float16" and attention == "tensorrt"
+        halves = self.precision == "float16" and attention == "tensorrt"
+        wide = bool(self.wide_attention) and halves
         return Edits(arithmetic=self.precision, attention=attention, wide_attention=wide)
 
 

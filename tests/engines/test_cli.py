@@ -197,6 +197,15 @@ def arguments(*flags: str) -> Any:
     return parser.read(["model", *flags])
 
 
+def test_attention_in_float32_is_asked_for_and_refused() -> None:
+    for flags, wanted in (
+        ((), None),
+        (("--float32-attention",), True),
+        (("--no-float32-attention",), False),
+    ):
+        assert cli.options_of(arguments("--engine", "trt", *flags)).wide_attention is wanted
+
+
 def test_help_has_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--help"]) == 0
     out, _ = capsys.readouterr()

@@ -23,7 +23,7 @@ from diffusion_rt.engines.trt.profiles import (
     profiles_for,
 )
 from diffusion_rt.runtime.pipeline import SHIPPED
-from support.plans import header_of, key_of
+from support.plans import MACHINE, header_of, key_of
 
 MODEL = open_model(SHIPPED)
 
@@ -63,7 +63,7 @@ OPTIONS = (
         vae_precision=st.sampled_from(["bfloat16", "float32"]),
         builder=BUILDERS,
     )
-    | st.builds(Options, wide_attention=st.booleans(), builder=BUILDERS)
+    | st.builds(Options, wide_attention=st.none() | st.booleans(), builder=BUILDERS)
     | st.builds(Options, attention=st.just({"unet_step": "plugin"}), builder=BUILDERS)
 )
 
@@ -75,7 +75,7 @@ def plans_of(model: ModelFolder, coverage: Coverage, options: Options) -> dict[s
             b"",
             key_of(
                 graph=graph,
-                edits=options.edits(graph),
+                edits=options.settled(MACHINE.tensorrt).edits(graph),
                 profiles=profiles_for(model.manifest, graph, coverage),
                 builder=options.builder,
             ),
@@ -102,6 +102,7 @@ def read(command: str) -> tuple[Path, Coverage, Options]:
 
 def same_options(found: Options, wanted: Options) -> bool:
     usual: Any = {"unet_step": "tensorrt"}
+    found, wanted = (options.settled(MACHINE.tensorrt) for options in (found, wanted))
     return all(
         getattr(found, name) == getattr(wanted, name)
         for name in ("precision", "vae_precision", "wide_attention", "builder")

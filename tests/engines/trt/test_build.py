@@ -330,6 +330,22 @@ def test_what_a_machine_cannot_do(
     assert not (small.path / "engines").exists()
 
 
+def test_attention_in_float32_is_the_default_where_it_can_be(
+    shipped: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = small_build(shipped, device, graphs=("text_encoder",), force=True).built[0].header
+    assert wide.key.edits.wide_attention
+    with monkeypatch.context() as patch:
+        patch.setattr(Builder, "build_serialized_network", failing("no implementation of it"))
+        with pytest.raises(Fault, match=r"no implementation .*; if .*: --no-float32-attention$"):
+            small_build(shipped, device, graphs=("text_encoder",), force=True)
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "11.2.1.2")
+    said: list[str] = []
+    plain = small_build(shipped, device, graphs=("text_encoder",), say=said.append)
+    assert not plain.built[0].header.key.edits.wide_attention
+    assert "wide attention on, now off" in said[0]
+
+
 def test_too_little_device_memory_names_three_ways_out(shipped: ModelFolder) -> None:
     with (
         in_place_of_tensorrt(memory_bytes=1 << 20) as device,

@@ -63,6 +63,15 @@ def test_edits_of_each_graph() -> None:
     assert [g for g in GRAPHS if plugin.edits(g).attention == "plugin"] == ["unet_step"]
 
 
+def test_attention_sums_in_float32_where_tensorrt_can() -> None:
+    plugin = Options(attention={"unet_step": "plugin"})
+    for version, can in (("11.2.1.2", False), ("11.3.0.99", True), ("12.0.0.1", True)):
+        assert Options().settled(version) == Options(wide_attention=can)
+        assert not plugin.settled(version).wide_attention
+        for asked in (False, True):
+            assert Options(wide_attention=asked).settled(version).wide_attention is asked
+
+
 def test_builder_options_survive_json() -> None:
     options = BuilderOptions(
         workspace_bytes=1 << 33,
