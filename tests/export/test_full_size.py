@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.trt.options import Options
+from diffusion_rt.engines.trt.prepare import prepare
 from diffusion_rt.runtime.inspect_plan import inspect_plan, report
 from support.full_size import make_full_size_checkpoint
+from support.parser_list import problems
 
 README = Path(__file__).parents[2] / "README.md"
 MOST_MEMORY = 2_000_000_000  # bytes resident at the peak
@@ -29,6 +32,7 @@ used = resource.getrusage(resource.RUSAGE_SELF)
 print(1024 * int(status["VmHWM"].split()[0]), used.ru_utime + used.ru_stime, file=sys.stderr)
 """
 ROOM = 9_000_000_000  # bytes of disk
+HALF = [Options(wide_attention=wide) for wide in (False, True)]
 
 
 @pytest.fixture
@@ -70,6 +74,9 @@ def test_sdxl_base_is_exported_without_its_weights_in_memory(
         model.manifest.files[v.file].size for g in graphs for v in model.manifest.graphs[g].values()
     )
     assert size < 10_000_000
+    for graph in model.manifest.graphs:  # as TensorRT is given them
+        for options in (Options(precision="float32", vae_precision="float32"), *HALF):
+            assert problems(prepare(model, graph, options.edits(graph)).content) == []
     costs = inspect_plan(folder, bucket="1024x1024")
     assert costs["graphs"]["unet_step"]["operations"] <= 900
     assert round(costs["step_flops"]["whole"] / 1e12, 2) == 13.52

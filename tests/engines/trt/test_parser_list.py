@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -10,12 +11,15 @@ from onnx import TensorProto, helper
 
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.spec import GRAPHS
-from diffusion_rt.engines.trt.options import Options
+from diffusion_rt.engines.trt.options import Edits, Options
 from diffusion_rt.engines.trt.prepare import prepare
+from diffusion_rt.export.checkpoint import open_checkpoint
+from diffusion_rt.export.pipeline import export
 from diffusion_rt.runtime.pipeline import SHIPPED
 from support.checkpoints import VARIANTS
 from support.exported import ExportedModel
 from support.parser_list import ATTRIBUTES, TYPES, problems
+from support.tracing import tracer
 
 PLAIN = Options(precision="float32", vae_precision="float32")
 HALF = [Options(), Options(wide_attention=True, vae_precision="float32")]
@@ -35,6 +39,21 @@ def test_the_tests_own_checkpoints(variant: str, exported_model: ExportedModel) 
     for graph in model.manifest.graphs:
         for options in (PLAIN, bfloat16):
             assert problems(prepare(model, graph, options.edits(graph)).content) == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_tests_own_checkpoints_in_float16(
+    variant: str, exported_model: ExportedModel, tmp_path: Path
+) -> None:
+    folder = exported_model(variant)
+    traced = tracer(folder.parent.parent / "traces")
+    checkpoint = open_checkpoint(folder)
+    export(checkpoint, tmp_path / "half", precisions=["float16"], check=False, tracer=traced)
+    model = open_model(tmp_path / "half")
+    for graph in model.manifest.graphs:
+        for attention in (False, True):
+            edits = Edits(arithmetic="float16", wide_attention=attention)
+            assert problems(prepare(model, graph, edits).content) == []
 
 
 @pytest.fixture(scope="module")
