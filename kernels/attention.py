@@ -12,7 +12,9 @@ from diffusion_rt.kernels.driver.errors import Misuse
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 
-MOST_TOKENS = 16384
+MOST_TOKENS = 2**20  # of queries or keys: all that 1024 x 1024 latents have
+MOST_BLOCKS = 65535  # of a grid along y and z: heads, and the batch
+MOST_STRIDE = 2**31  # a kernel gets strides as int32, and multiplies them in 64 bits
 _REFERENCE_SCORES = 2**24
 COLUMNS = 8  # a head's size is a multiple of it
 ALIGNMENT = 16  # bytes, of every row of a head
@@ -82,8 +84,9 @@ class Attention:
         for name in ("queries", "keys"):
             if not 1 <= getattr(self, name) <= MOST_TOKENS:
                 raise Misuse(f"attention: {name}={getattr(self, name)}, 1 to {MOST_TOKENS} taken")
-        if self.batch < 1 or self.heads < 1:
-            raise Misuse(f"attention: batch={self.batch}, heads={self.heads}; 1 or more wanted")
+        for name in ("batch", "heads"):
+            if not 1 <= getattr(self, name) <= MOST_BLOCKS:
+                raise Misuse(f"attention: {name}={getattr(self, name)}, 1 to {MOST_BLOCKS} taken")
         if self.head_size < COLUMNS or self.head_size % COLUMNS:
             raise Misuse(f"attention: head_size={self.head_size} is no multiple of {COLUMNS}")
         if self.scale is not None and not 0 < self.scale < math.inf:
@@ -92,10 +95,16 @@ class Attention:
         for name in ("q", "k", "v", "out"):
             strides: Strides = getattr(self, name)
             for way in ("batch", "token", "head"):
-                if getattr(strides, way) % step:
+                stride = getattr(strides, way)
+                if stride % step:
                     raise Misuse(
-                        f"attention: {name}'s {way} stride {getattr(strides, way)} is no multiple "
+                        f"attention: {name}'s {way} stride {stride} is no multiple "
                         f"of {step} elements of {self.dtype}"
+                    )
+                if not 0 <= stride < MOST_STRIDE:
+                    raise Misuse(
+                        f"attention: {name}'s {way} stride {stride} is not within 0 to "
+                        f"{MOST_STRIDE - 1} elements"
                     )
 
     def arguments(self, q: int, k: int, v: int, out: int) -> tuple[Value, ...]:

@@ -34,6 +34,7 @@ TYPES = ("float16", "bfloat16", "float32")
 THREADS = 256
 VECTOR = 8
 DIMENSIONS = 4
+MOST_STRIDE = 2**31  # an int32 of the kernel
 
 
 def _of(name: str) -> tuple[Parameter, ...]:
@@ -118,7 +119,7 @@ class Elementwise:
         for array in (*self.sources, self.output):
             if array.dtype not in TYPES:
                 raise Misuse(f"elementwise over {array.dtype}; one of {', '.join(TYPES)}")
-            if len(array.strides) != len(shape):
+            if len(array.strides) != len(shape) or max(array.strides) >= MOST_STRIDE:
                 raise Misuse(f"elementwise over {shape} with strides {array.strides}")
 
     @property

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from diffusion_rt.kernels.attention import (
+    MOST_TOKENS,
     Attention,
     Dtype,
     Strides,
@@ -21,8 +22,11 @@ from diffusion_rt.kernels.attention import (
 from diffusion_rt.kernels.attention_tactics import TILED, VARIANTS, Tactic, Tiled, tactics
 from diffusion_rt.kernels.compile import CompileError, find_compiler
 from diffusion_rt.kernels.driver import Misuse, limits_of
+from diffusion_rt.kernels.driver.arguments import Packed
+from diffusion_rt.kernels.driver.tensor_map import plain as plain_map
 from diffusion_rt.kernels.variant import Variant
 from support.kernel_bench import KernelBench
+from support.sparse_memory import SparseMemory
 
 DTYPES: dict[Dtype, Any] = {
     "float16": np.float16,
@@ -33,9 +37,17 @@ EPSILON: dict[Dtype, float] = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float3
 
 
 def plain(
-    q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], scale: float, causal: bool
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    scale: float,
+    causal: bool,
+    in_turn: bool = False,
 ) -> NDArray[np.float64]:
-    """The same in three steps, each rounded to the dtype of the inputs; sums in float32."""
+    """The same in three steps, each rounded to the dtype of the inputs; sums in float32.
+
+    `in_turn`: one key is added after the other, where a library adds sums of some.
+    """
     dtype = q.dtype
     queries, keys, values = (x.astype(np.float32).transpose(0, 2, 1, 3) for x in (q, k, v))
     scores = (queries @ keys.swapaxes(-1, -2)).astype(dtype).astype(np.float32) * np.float32(scale)
@@ -43,16 +55,23 @@ def plain(
         scores = np.where(np.tri(q.shape[1], k.shape[1], dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights = (weights / weights.sum(-1, keepdims=True)).astype(dtype).astype(np.float32)
-    result: NDArray[Any] = (weights @ values).astype(dtype)
+    if in_turn:
+        parts = weights[..., None] * values[:, :, None]
+        result: NDArray[Any] = np.cumsum(parts, axis=-2)[..., -1, :].astype(dtype)
+    else:
+        result = (weights @ values).astype(dtype)
     return result.transpose(0, 2, 1, 3).astype(np.float64)
 
 
 class Case:
     """Numbers of one attention, run by a tactic."""
 
-    def __init__(self, seed: int, attention: Attention, spread: float = 1.0) -> None:
+    def __init__(
+        self, seed: int, attention: Attention, spread: float = 1.0, in_turn: bool = False
+    ) -> None:
         self.attention = a = attention
         self.spread = spread
+        self.in_turn = in_turn
         rng = np.random.default_rng(seed)
         dtype = DTYPES[a.dtype]
         size = (a.batch, a.queries, a.heads, a.head_size)
@@ -89,7 +108,7 @@ class Case:
         # A handful of numbers has no typical error: more draws of the same sizes have.
         a = self.attention
         draws = min(max(2**16 // (a.batch * a.heads * a.queries * a.keys), 8), 128)
-        others = [Case(seed, a, self.spread) for seed in range(draws)]
+        others = [Case(seed, a, self.spread, self.in_turn) for seed in range(draws)]
         error = max(case.plain_error() for case in (self, *others))
         assert np.abs(got - truth).max() <= 2 * error
 
@@ -98,7 +117,7 @@ class Case:
         arguments = (self.q, self.k, self.v, self.scale, self.attention.causal)
         truth = reference(*arguments)
         epsilon = EPSILON[self.attention.dtype]
-        error = np.abs(plain(*arguments) - truth).max()
+        error = np.abs(plain(*arguments, self.in_turn) - truth).max()
         return float(max(error, np.abs(truth).max() * epsilon / 2))
 
 
@@ -219,6 +238,68 @@ def test_nan_comes_through(runs: tuple[KernelBench, Tiled]) -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.parametrize(
+    "name", ["attention_64.float16", "attention_512_rows32.bfloat16", "attention_512.float32"]
+)
+def test_the_keys_of_a_picture_of_1280x1024(name: str) -> None:
+    """Each source over the 20,480 latent pixels of the VAE's attention, and one more."""
+    (tactic,) = (tactic for tactic in TILED if tactic.variant.name == name)
+    bench = KernelBench([tactic.variant])
+    case = Case(7, contiguous(tactic.dtype, 1, 1, 2, 160 * 128 + 1, 64), in_turn=True)
+    case.check(case.run(bench, tactic))
+
+
+def test_rows_lie_further_apart_than_an_int32_counts(runs: tuple[KernelBench, Tiled]) -> None:
+    """Gigabytes between neighbours: what multiplies a stride in 32 bits ends up elsewhere."""
+    bench, tactic = runs
+    far = Strides(batch=2**31 - 64, token=2**30 + 64, head=2**29)
+    sizes: dict[str, Any] = {"batch": 2, "heads": 2, "queries": 3, "keys": 3, "head_size": 16}
+    case = Case(8, Attention(**sizes, q=far, k=far, v=far, out=far, dtype=tactic.dtype))
+    dtype = case.q.dtype
+    memory = SparseMemory(bench)
+    where = indices(case.q.shape, far) * dtype.itemsize
+    q, k, v, out = (memory.base + n * 16 * dtype.itemsize for n in range(4))
+    for values, address in ((case.q, q), (case.k, k), (case.v, v)):
+        memory.write(where + address, values)
+    arguments = tactic.arguments(case.attention, q, k, v, out)
+    bench.run(tactic.variant.kernel, tactic.launch(case.attention), *arguments)
+    bench.stream.synchronize()
+    case.check(memory.read(where + out, dtype).astype(np.float64))
+    memory.close()
+
+
+@pytest.mark.parametrize("arch", [80, 87, 90, 120])
+def test_the_most_tokens_can_be_launched(arch: int) -> None:
+    """Self attention of each width that a model has, packed, and with heads before tokens."""
+    tokens, limits = MOST_TOKENS, limits_of(arch)
+    models: tuple[tuple[Dtype, int, int], ...] = (
+        ("float16", 10, 64),
+        ("float32", 10, 64),
+        ("bfloat16", 1, 512),
+        ("float32", 1, 512),
+    )
+    for dtype, heads, head_size in models:
+        packed = sequence_major(tokens, heads, head_size, 3 * heads * head_size)
+        by_head = head_major(tokens, heads, head_size)
+        attention = Attention(
+            batch=2,
+            heads=heads,
+            queries=tokens,
+            keys=tokens,
+            head_size=head_size,
+            q=packed,
+            k=packed,
+            v=by_head,
+            out=by_head,
+            dtype=dtype,
+        )
+        for tactic in tactics(attention, limits):
+            variant = tactic.variant
+            limits.check(tactic.launch(attention), variant.name, variant.shared_bytes)
+            arguments = tactic.arguments(attention, *(256,) * 4, encode=plain_map)
+            Packed(variant.name, variant.parameters, arguments)
+
+
 def test_the_reference_in_pieces_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(5, contiguous("float32", 2, 3, 11, 7, 8, causal=True))
     whole = reference(case.q, case.k, case.v, 0.3, True)
@@ -241,8 +322,14 @@ def test_the_reference_is_torchs_attention() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"queries": 0}, "queries=0, 1 to 16384"),
-        ({"keys": 16385}, "keys=16385"),
+        ({"queries": 0}, "queries=0, 1 to 1048576"),
+        ({"keys": 2**20 + 1}, "keys=1048577"),
+        ({"batch": 65536}, "batch=65536, 1 to 65535"),
+        (
+            {"v": Strides(2**31, 80, 40)},
+            "v's batch stride 2147483648 is not within 0 to 2147483647",
+        ),
+        ({"out": Strides(0, -80, 40)}, "out's token stride -80 is not within"),
         ({"head_size": 44}, "head_size=44 is no multiple of 8"),
         ({"heads": 0}, "heads=0"),
         ({"scale": 0.0}, "scale=0.0"),

@@ -24,6 +24,7 @@ from diffusion_rt.kernels.attention_tactics import tactics
 from diffusion_rt.kernels.catalogue import SOURCES
 from diffusion_rt.kernels.driver import DeviceLost, Misuse, limits_of
 from support.kernel_bench import KernelBench
+from support.sparse_memory import SparseMemory
 
 Array = NDArray[Any]
 NUMPY: dict[Dtype, Any] = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -108,6 +109,28 @@ def plain_error(a: Attention, scale: float, seed: int, spread: float) -> float:
     plain = (weights @ values).astype(dtype).transpose(0, 2, 1, 3).astype("f8")
     least = np.abs(truth).max() * EPSILON[a.dtype] / 2
     return float(max(np.abs(plain - truth).max(), least))
+
+
+def test_rows_lie_further_apart_than_an_int32_counts() -> None:
+    """Gigabytes between neighbours: what multiplies a stride in 32 bits ends up elsewhere."""
+    far = Strides(batch=2**31 - 64, token=2**26 + 64, head=2**25)
+    sizes: dict[str, Any] = {"batch": 2, "heads": 2, "queries": 64, "keys": 64, "head_size": 16}
+    a = Attention(**sizes, q=far, k=far, v=far, out=far, dtype=SMALL.dtype)
+    rng, dtype = np.random.default_rng(0), NUMPY[a.dtype]
+    q, k, v = (rng.normal(size=(2, 64, 2, 16)).astype(dtype) for _ in range(3))
+    bench = KernelBench([SMALL.variant])
+    memory = SparseMemory(bench)
+    where = places(2, 64, a, far) * dtype().itemsize
+    q_at, k_at, v_at, out = (memory.base + n * 16 * dtype().itemsize for n in range(4))
+    for values, address in ((q, q_at), (k, k_at), (v, v_at)):
+        memory.write(where + address, values)
+    arguments = SMALL.arguments(a, q_at, k_at, v_at, out, bench.device.tensor_map)
+    bench.run("attention_sm90", SMALL.launch(a), *arguments)
+    bench.stream.synchronize()
+    got = memory.read(where + out, dtype).astype(np.float64)
+    memory.close()
+    error = max(plain_error(a, 0.25, draw, 1.0) for draw in range(4))
+    assert np.abs(got - reference(q, k, v, 0.25)).max() <= 2 * error
 
 
 @pytest.fixture(params=["forward", "reverse"])

@@ -196,6 +196,7 @@ def test_any_order_of_dimensions(
         ({"valid": 9}, "of 9"),
         ({"output": dense("int64", (2, 8))}, "int64"),
         ({"output": dense("float32", (8,))}, r"strides \(1,\)"),
+        ({"output": Strided("float32", (2**31, 1))}, r"strides \(2147483648, 1\)"),
     ],
 )
 def test_what_it_does_not_take_is_refused(changes: dict[str, Any], said: str) -> None:
