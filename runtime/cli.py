@@ -99,7 +99,7 @@ def inspect(argv: Sequence[str]) -> int:
         "--bucket", metavar="WxH", help="size of the picture; default: the model's own"
     )
     group.add_argument("--batch", type=whole, metavar="N", help="pictures at once; default: 1")
-    group.add_argument("--chip", metavar="NAME", help="h200, a100, rtx-4090 …; default: h200")
+    group.add_argument("--chip", metavar="NAME", help="h200, a100, rtx-4090, orin …; default: h200")
     group.add_argument("--graph", metavar="NAME", help="listed by kind; default: unet_step")
     _add_format(parser)
     found = parser.read(argv)

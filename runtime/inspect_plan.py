@@ -44,8 +44,9 @@ def inspect_plan(
 
     `bucket` is a picture's WIDTHxHEIGHT, the model's own size where None; the UNet has two rows for
     each of `images`, unconditional and conditional, and the first window of a prompt. float16 where
-    the folder has it. Raises BadInput where the folder, the size or the chip is none, or where a
-    graph cannot be lowered.
+    the folder has it. `refused` of a graph has a line for each operation that no kernel takes.
+    Raises BadInput where the folder, the size or the chip is none, or where a graph cannot be
+    lowered.
     """
     size = None if bucket is None else _bucket(bucket)
     if not 1 <= images <= MOST_IMAGES:
@@ -116,7 +117,8 @@ def sizes_of(folder: ModelFolder, graph: str, bucket: Bucket, images: int) -> di
 
 
 def _described(plan: Plan, top: Roof) -> dict[str, Any]:
-    kinds = by_kind(plan, top, kernel_counts(plan, top))
+    counts = kernel_counts(plan, top)
+    kinds = by_kind(plan, top, counts.kernels)
     whole = asdict(total(kinds.values()))
     return {
         "dtype": plan.dtype,
@@ -125,6 +127,7 @@ def _described(plan: Plan, top: Roof) -> dict[str, Any]:
         "arena_unshared": plan.unshared_size,
         "weights": plan.weights_size,
         "kinds": {kind: asdict(costs) for kind, costs in kinds.items()},
+        "refused": list(counts.refused),
     }
 
 
@@ -141,8 +144,9 @@ def report(found: Mapping[str, Any], graph: str = DETAILED, width: int = 110) ->
     console.print(
         f"{plain(found['name'])}, {found['bucket']}, images: {found['images']} (two rows each)\n"
         f"{chip['name']}: {chip['half'] / 1e12:.0f} TFLOP/s of half precision, "
-        f"{chip['single'] / 1e12:.0f} of float32, {chip['bandwidth'] / 1e12:.2f} TB/s "
-        f"({chip['source']}); {chip['gap'] * 1e6:.1f} µs a kernel"
+        f"{chip['single'] / 1e12:.0f} of float32, {chip['bandwidth'] / 1e12:.2f} TB/s, "
+        f"{chip['exponentials'] / 1e12:.1f} T exponentials a second ({chip['source']}); "
+        f"{chip['gap'] * 1e6:.1f} µs a kernel"
     )
     every = _table("graph", "arena MB", "weights MB", "type")
     for name, one in found["graphs"].items():
@@ -170,7 +174,13 @@ def _notes(found: Mapping[str, Any], flops: Mapping[str, int], graph: str) -> It
     detailed = found["graphs"][graph]
     shared, apart = (_mb(detailed[key]) for key in ("arena", "arena_unshared"))
     yield f"The buffers of {graph} share {shared} MB; apart they would take {apart} MB."
-    yield "Times are reckoned, not measured: the chip takes no less."
+    yield "Times are reckoned at these rates, not measured; no cache is counted on."
+    for name, one in found["graphs"].items():
+        if one["refused"]:
+            first, *others = one["refused"]
+            more = f" (and {len(others)} more operations)" if others else ""
+            tiles = ", or it decodes in tiles" if name == "vae_decoder" else ""
+            yield plain(f"Cannot run: {first}{tiles}{more}")
 
 
 def _table(first: str, *more: str) -> Table:

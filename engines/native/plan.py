@@ -120,6 +120,11 @@ class _Operation:
         return 0
 
     @property
+    def exponentials(self) -> int:
+        """Likewise."""
+        return 0
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """The weights that are read."""
         return ()
@@ -213,6 +218,12 @@ class Attention(_Operation):
         """4 per query, key and channel; what a causal mask hides is counted too."""
         images, tokens, heads, size = self.query.shape
         return 4 * images * heads * tokens * self.key.shape[1] * size
+
+    @property
+    def exponentials(self) -> int:
+        """One per query and key."""
+        images, tokens, heads, _ = self.query.shape
+        return images * heads * tokens * self.key.shape[1]
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -410,9 +421,10 @@ class Plan:
         return sum(-(-buffer.size // ALIGNMENT) * ALIGNMENT for buffer in arena)
 
     def bytes_moved(self, operation: Operation) -> int:
-        """Bytes that an operation must at least read and write, weights included.
+        """Bytes that an operation's kernels must at least read and write, weights included.
 
-        Of a table of embeddings, and of rows to select from, only the rows that are taken.
+        A group norm's sources twice: for the statistics, then to be normalised. Of a table of
+        embeddings, and of rows to select from, only the rows that are taken.
         """
         output = operation.output.size
         if isinstance(operation, Embedding):
@@ -420,6 +432,8 @@ class Plan:
         if isinstance(operation, SelectRow):
             return operation.ids.size + 2 * output
         read = sum(view.size for view in operation.reads)
+        if isinstance(operation, GroupNorm):
+            read *= 2
         return read + output + sum(self.weights[name].size for name in operation.weights)
 
 

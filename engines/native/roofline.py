@@ -1,8 +1,8 @@
-"""What a plan costs: operations, kernels, FLOPs and bytes by kind, and the least time of a chip.
+"""What a plan costs: operations, kernels, FLOPs and bytes by kind, and a chip's time by its roof.
 
-An operation takes as long as its arithmetic at the chip's full rate, or as its bytes at full
-bandwidth, whichever is longer, and every kernel a gap (Williams et al., "Roofline", 2009). Each
-byte is counted once for every operation that reads or writes it, as if no cache kept it.
+An operation takes as long as its arithmetic at the chip's full rate, its exponentials or its bytes
+at full bandwidth, whichever is longest, and every kernel a gap (Williams et al., "Roofline", 2009).
+Each byte is counted once for every kernel that reads or writes it, as if no cache kept it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,11 @@ class Cost:
 def cost(plan: Plan, operation: Operation, roof: Roof, kernels: int) -> Cost:
     """Of one operation, which launches so many kernels."""
     moved = plan.bytes_moved(operation)
-    busy = max(operation.flops / roof.rate(plan.dtype), moved / roof.bandwidth)
+    busy = max(
+        operation.flops / roof.rate(plan.dtype),
+        operation.exponentials / roof.exponentials,
+        moved / roof.bandwidth,
+    )
     return Cost(1, kernels, operation.flops, moved, busy + kernels * GAP)
 
 

@@ -10,12 +10,13 @@ import pytest
 from diffusion_rt.__main__ import main
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
-from diffusion_rt.engines.native.chips import GAP, ROOFS, roof
+from diffusion_rt.engines.native.chips import EXPONENTIALS, GAP, ROOFS, roof
 from diffusion_rt.engines.native.counts import kernel_counts
 from diffusion_rt.engines.native.lower import plan_of
-from diffusion_rt.engines.native.plan import GroupNorm, Product
+from diffusion_rt.engines.native.plan import Attention, GroupNorm, Product
 from diffusion_rt.engines.native.roofline import by_kind, cost
 from diffusion_rt.engines.spec import GRAPHS
+from diffusion_rt.kernels.catalogue import ARCHS
 from diffusion_rt.runtime.inspect_plan import inspect_plan, report
 from diffusion_rt.runtime.pipeline import SHIPPED
 from support.unet_work import SDXL_BASE, unet_work
@@ -94,8 +95,31 @@ def test_the_roof_of_an_operation() -> None:
         plan.bytes_moved(norm) / 4.3e12 + 2 * GAP
     )
     counts = kernel_counts(plan, h200)
-    assert counts[plan.operations.index(norm)] == 2
-    assert set(by_kind(plan, h200, counts)) == {type(o).__name__ for o in plan.operations}
+    assert counts.kernels[plan.operations.index(norm)] == 2
+    assert counts.refused == ()
+    assert set(by_kind(plan, h200, counts.kernels)) == {type(o).__name__ for o in plan.operations}
+
+
+def test_heads_of_few_channels_are_bound_by_the_exponential() -> None:
+    """4,096 FLOP a clock of each multiprocessor are 256 of a head of 64 for each of 16 scores."""
+    h200 = roof("h200")
+    assert h200.exponentials == pytest.approx(16 * 132 * 1.83e9)
+    plan = plan_of(open_model(SHIPPED), "unet_step", SMALL | {"height": 256, "width": 256})
+    attention = next(o for o in plan.operations if isinstance(o, Attention))
+    images, tokens, heads, size = attention.query.shape
+    assert (tokens, size) == (attention.key.shape[1], 32)
+    scores = images * heads * tokens**2
+    assert attention.exponentials == scores
+    seconds = scores / (EXPONENTIALS * 132 * 1.83e9)
+    assert seconds > attention.flops / 788e12
+    assert cost(plan, attention, h200, 1).seconds == pytest.approx(seconds + GAP)
+
+
+def test_a_group_norm_reads_its_sources_for_each_of_its_kernels() -> None:
+    plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
+    norm = next(o for o in plan.operations if isinstance(o, GroupNorm) and len(o.sources) == 1)
+    images, pixels, channels = norm.output.shape
+    assert plan.bytes_moved(norm) == 2 * (3 * images * pixels * channels + 2 * channels)
 
 
 def test_bytes_of_an_operation_are_those_of_its_arrays() -> None:
@@ -111,10 +135,41 @@ def test_every_chip_of_the_table_takes_the_plan(name: str) -> None:
     plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
     top = roof(name)
     counts = kernel_counts(plan, top)
-    assert len(counts) == len(plan.operations)
-    assert min(counts) >= 1
-    assert 1e13 < top.single <= top.half < 1e16
-    assert top.source
+    assert len(counts.kernels) == len(plan.operations)
+    assert min(counts.kernels) >= 1
+    assert counts.refused == ()
+    assert 1e12 < top.single <= top.half < 1e16
+    assert "measured on an H200" in top.source
+
+
+def test_chips_are_compared_on_one_basis() -> None:
+    """Two of the same processor multiply alike; the shares of a datasheet are those of the H200."""
+    h200, h100 = roof("h200"), roof("h100")
+    assert (h200.half, h200.bandwidth) == pytest.approx((788e12, 4.3e12))
+    assert h100.half == h200.half
+    assert h100.bandwidth / 3.35e12 == pytest.approx(h200.bandwidth / 4.8e12)
+    found = {
+        name: inspect_plan(SHIPPED, chip=name)["request"]["seconds"] for name in ("h100", "h200")
+    }
+    assert found["h200"] < found["h100"]
+    assert {top.arch for top in ROOFS.values()} == set(ARCHS) - {100}
+
+
+def test_what_no_kernel_takes_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffusion_rt.kernels.attention.MOST_TOKENS", 77)
+    found = inspect_plan(SHIPPED, bucket="128x128")
+    refused = {name: one["refused"] for name, one in found["graphs"].items() if one["refused"]}
+    assert set(refused) == {"vae_decoder", "vae_encoder"}
+    assert len(refused["vae_decoder"]) == 1
+    monkeypatch.setattr("diffusion_rt.kernels.attention.MOST_TOKENS", 63)
+    assert main(["inspect", str(SHIPPED), "--plan", "--bucket=128x128"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    said = r"no kernel runs this on sm_90 \(attention: queries=%d, 1 to 63 taken\); run with "
+    said += "--engine ort"
+    assert re.search(rf"Cannot run: unet_step: \S+: {said % 64} \(and 5 more operations\)", text)
+    assert re.search(rf"Cannot run: vae_decoder: \S+: {said % 256}, or it decodes in tiles", text)
 
 
 @pytest.mark.parametrize(
