@@ -110,6 +110,12 @@ class TimedDecoder:
         """Count its runs as those of the VAE decoder."""
         self._decoder, self._backend = decoder, backend
 
+    def prepare(
+        self, latent: tuple[int, ...], pixels: tuple[int, ...], precision: Precision | None = None
+    ) -> None:
+        """Make ready, which is no run."""
+        self._decoder.prepare(latent, pixels, precision)
+
     def __call__(
         self,
         latent: NDArray[np.float32],

@@ -14,6 +14,10 @@ class OutOfMemory(BadInput):
     """What was asked for does not fit the memory there is; asking for less may."""
 
 
+class NoKernel(BadInput):
+    """No kernel runs an operation of this size on this chip; one of a smaller size may be run."""
+
+
 class Fault(RuntimeError):
     """What was asked for was right and still failed here; the command line exits with status 1."""
 

@@ -71,7 +71,8 @@ class Denoiser(Protocol):
         """How many of `images` latents [c, h, w] it takes together, 1 or more.
 
         `rows` is 2 with guidance, else 1; `tokens` those of the context. Raises BadInput where the
-        size is none that was built: it names the nearest, and the command that builds it.
+        size is none that it takes: it names what does not, or the nearest size and the command
+        that builds this one.
         """
         ...
 
@@ -104,6 +105,12 @@ class Denoiser(Protocol):
 
 class PixelDecoder(Protocol):
     """The VAE decoder on a device, which makes bytes there. One request at a time."""
+
+    def prepare(
+        self, latent: tuple[int, ...], pixels: tuple[int, ...], precision: Precision | None = None
+    ) -> None:
+        """Make ready for latents and pixels of these shapes; raises as a call with them does."""
+        ...
 
     def __call__(
         self,

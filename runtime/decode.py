@@ -6,9 +6,10 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault, NoKernel, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import FLOAT, Engine, PixelDecoder
+from diffusion_rt.engines.spec import Precision
 from diffusion_rt.runtime.signature import check_names
 
 Array = NDArray[np.float32]
@@ -76,12 +77,40 @@ class Decoder:
         self.tile: int | None = None
         """The side of the last picture's tiles in latent pixels, None where it was one pass."""
 
+    def prepare(self, size: tuple[int, int], tile: int | None) -> bool:
+        """Bind the engine for a latent [height, width] that is to come; whether memory sufficed.
+
+        So a size that it cannot decode, in tiles either, is an error before anything is denoised,
+        and what it takes of the memory that engines share is there before it matters that none of
+        it moves. What has no memory now may get some when it is decoded.
+        """
+        tile = self._cuts.get(size, tile)
+        while True:
+            try:
+                if self._device is not None and _whole(size, tile):
+                    latent = (1, self._vae.channels, *size)
+                    self._device.prepare(latent, self._pixels(1, size), self._precision)
+                else:
+                    self._bind(*(min(side, tile or side) for side in size))
+            except OutOfMemory:
+                self.close()
+                return False
+            except NoKernel:
+                self.close()
+                side = min(max(size), tile or max(size))
+                if side <= SMALLEST_TILE:
+                    raise
+                tile = self._cuts[size] = _half(side)
+            else:
+                return True
+
     def decode(self, latent: Array, tile: int | None) -> Pixels:
         """One latent [c, h, w] of the UNet to a picture [H, W, 3].
 
         `tile` is the side of a tile in latent pixels, None for one pass; an engine that runs out of
-        memory gets tiles, or smaller ones, and so do later pictures of that size. A picture that is
-        not finite is decoded again in float32; if it still is not, Fault.
+        memory, or has no kernel for so many pixels, gets tiles, or smaller ones, and so do later
+        pictures of that size. A picture that is not finite is decoded again in float32; if it still
+        is not, Fault.
         """
         z = unscale(latent[None], self._vae)
         pixels = self._fitting(z, tile)
@@ -107,21 +136,21 @@ class Decoder:
         self._input = self._output = np.zeros(0, np.float32)
 
     def _fitting(self, z: Array, tile: int | None) -> Pixels | None:
-        """Decode in tiles of `tile`, or of half that as often as memory runs out for good.
+        """Decode in tiles of `tile`, or of half that as often as the engine cannot take them.
 
         An engine that is built for some sizes alone refuses other tiles: those are passed over, and
-        where it takes none, what is said is that memory ran out. Only tiles that did are kept.
+        where it takes none, what is said is why it wanted tiles. Only tiles that it took are kept.
         """
         height, width = z.shape[2:]
         tile = self._cuts.get((height, width), tile)
-        short: OutOfMemory | None = None
+        short: BadInput | None = None
         while True:
             side = max(height, width) if tile is None else min(tile, max(height, width))
             try:
                 pixels = self._decode(z, tile)
-            except OutOfMemory as error:
+            except (OutOfMemory, NoKernel) as error:
                 self.close()
-                if self._make_room():
+                if isinstance(error, OutOfMemory) and self._make_room():
                     continue
                 short = error
             except BadInput:
@@ -135,37 +164,58 @@ class Decoder:
             if side <= SMALLEST_TILE:
                 self.close()
                 raise short
-            tile = max(-(-side // 2), SMALLEST_TILE)
+            tile = _half(side)
 
     def _decode(self, z: Array, tile: int | None) -> Pixels | None:
-        height, width = z.shape[2:]
-        if tile is not None and max(height, width) > tile:
-            return to_pixels(blend_tiles(z, tile, self._vae.factor, self._run)[None])
+        size = z.shape[2], z.shape[3]
+        if not _whole(size, tile):
+            return to_pixels(blend_tiles(z, tile or 0, self._vae.factor, self._run)[None])
         if self._device is None:
             return to_pixels(self._run(z))
-        factor = self._vae.factor
-        pixels = np.empty((len(z), height * factor, width * factor, 3), np.uint8)
-        finite = self._device(z, pixels, "float32" if self._guarded else None)
+        pixels = np.empty(self._pixels(len(z), size), np.uint8)
+        finite = self._device(z, pixels, self._precision)
         return pixels if finite else None
 
+    @property
+    def _precision(self) -> Precision | None:
+        return "float32" if self._guarded else None
+
+    def _pixels(self, images: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        height, width = size
+        factor = self._vae.factor
+        return images, height * factor, width * factor, 3
+
     def _run(self, z: Array) -> NDArray[np.floating]:
+        engine = self._bind(*z.shape[2:])
+        self._input[...] = z
+        engine.enqueue()
+        return self._output
+
+    def _bind(self, height: int, width: int) -> Engine:
+        """The engine, with arrays for latents of this size."""
         if self._engine is None:
             self._engine = self._load(self._guarded)
             check_names("vae_decoder", self._engine, inputs={"latent"}, outputs={"image"})
-        height, width = z.shape[2:]
+        engine, factor = self._engine, self._vae.factor
         if self._bound != (height, width):
             self._bound = None
-            self._input = np.zeros(z.shape, FLOAT[self._engine.inputs["latent"].dtype])
-            factor = self._vae.factor
+            shape = (1, self._vae.channels, height, width)
+            self._input = np.zeros(shape, FLOAT[engine.inputs["latent"].dtype])
             self._output = np.zeros(
-                (1, 3, height * factor, width * factor),
-                FLOAT[self._engine.outputs["image"].dtype],
+                (1, 3, height * factor, width * factor), FLOAT[engine.outputs["image"].dtype]
             )
-            self._engine.bind({"latent": self._input, "image": self._output})
+            engine.bind({"latent": self._input, "image": self._output})
             self._bound = (height, width)
-        self._input[...] = z
-        self._engine.enqueue()
-        return self._output
+        return engine
+
+
+def _whole(size: tuple[int, int], tile: int | None) -> bool:
+    """Whether a latent is decoded in one pass."""
+    return tile is None or max(size) <= tile
+
+
+def _half(side: int) -> int:
+    return max(-(-side // 2), SMALLEST_TILE)
 
 
 def blend_tiles(

@@ -247,10 +247,17 @@ class Pipeline:
         )
 
     def _check_size(self, job: Job) -> None:
-        """Raise BadInput for a size that no engine is built for, before anything is loaded."""
+        """Raise BadInput for a size that an engine does not take, before anything is drawn.
+
+        The decoder is opened here where it fits. It wants the most of the memory that engines
+        share, and what is captured before that grows has to be captured again.
+        """
         if self._denoiser is not None:
             tokens = self._texts().tokens(job.request, guided=job.guidance.rows == 2)
             self._most_images(job, tokens, len(job.seeds))
+            _, height, width = job.room.latent_shape
+            if self._decoder.prepare((height, width), job.room.tile):
+                self._holding.add("decode")
 
     def _texts(self) -> Conditioner:
         if self._conditioner is None:

@@ -1,5 +1,7 @@
 """The VAE decoder on a device, and the kernel that makes bytes of its picture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
@@ -35,6 +37,11 @@ class DeviceDecoder:
         self._gpu = gpu
         self._opened: _Opened | None = None
 
+    def prepare(self, latent: Shape, pixels: Shape, precision: Precision | None = None) -> None:
+        """Bind the engine to arrays of these shapes; see `engines.protocol.PixelDecoder`."""
+        with self._opening() as opened:
+            opened.size(latent, pixels, precision)
+
     def __call__(
         self,
         latent: NDArray[np.float32],
@@ -42,11 +49,16 @@ class DeviceDecoder:
         precision: Precision | None = None,
     ) -> bool:
         """Write the pixels; see `engines.protocol.PixelDecoder`."""
+        with self._opening() as opened:
+            return opened.run(latent, pixels, precision)
+
+    @contextmanager
+    def _opening(self) -> "Iterator[_Opened]":
         try:
             with translated(GRAPH):
                 if self._opened is None:
                     self._opened = _Opened(self._graphs, self._gpu)
-                return self._opened.run(latent, pixels, precision)
+                yield self._opened
         except OutOfMemory as error:
             raise with_a_way_out(error) from None
 
@@ -67,15 +79,17 @@ class _Opened:
         self._sent, self._fetched = Pinned(gpu.device), Pinned(gpu.device)
         self._sizes: Recent[tuple[Precision | None, Shape, Shape], _Size] = Recent(KEPT)
 
+    def size(self, latent: Shape, pixels: Shape, precision: Precision | None) -> "_Size":
+        """The decoder bound to arrays of these shapes."""
+        return self._sizes.use(
+            (precision, latent, pixels),
+            lambda: _Size(self._gpu, self._graphs.open(GRAPH, precision), latent, pixels),
+        )
+
     def run(
         self, latent: NDArray[np.float32], pixels: NDArray[np.uint8], precision: Precision | None
     ) -> bool:
-        size = self._sizes.use(
-            (precision, latent.shape, pixels.shape),
-            lambda: _Size(
-                self._gpu, self._graphs.open(GRAPH, precision), latent.shape, pixels.shape
-            ),
-        )
+        size = self.size(latent.shape, pixels.shape, precision)
         self._sent.send(self._stream, [(size.latent, latent.astype(size.latent.dtype, copy=False))])
         size.run.enqueue(self._stream)
         found, not_finite = self._fetched.fetch(self._stream, [size.pixels, size.not_finite])

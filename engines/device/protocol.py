@@ -98,7 +98,8 @@ class DeviceGraphs(Protocol):
         """How many of `images` latents [c, h, w] are denoised together, 1 or more.
 
         `rows` of the UNet for each image, `tokens` of context. Raises BadInput where the size is
-        none that this engine takes: it names the nearest, and the command that builds it.
+        none that this engine takes: it names what does not, or the nearest size and the command
+        that builds this one.
         """
         ...
 

@@ -37,7 +37,7 @@ class Program:
     """A plan with one way chosen for each operation; knows no addresses yet."""
 
     def __init__(self, plan: Plan, chip: Chip, choose: Choose = likely_fastest) -> None:
-        """Choose; raises BadInput where no kernel takes an operation."""
+        """Choose; raises NoKernel where none takes an operation."""
         self.plan = plan
         self.options = tuple(ways(operation, plan, chip) for operation in plan.operations)
         self.ways = tuple(choose(found) for found in self.options)

@@ -77,17 +77,19 @@ class NativeGraphs:
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:
-        """How many images there is memory for; 1 where there is not even room for that."""
+        """How many images there is memory for; 1 where there is not even room for that.
+
+        Raises NoKernel where a step of this size has an operation that no kernel takes.
+        """
         _, height, width = latent_shape
         count = images
-        while count > 1:
+        while True:
             sizes = {"batch": rows * count, "height": height, "width": width, "tokens": tokens}
             needed = self._step_bytes(sizes)
             free = self.gpu.device.memory().free + self.arena.nbytes
-            if needed <= free:
-                break
+            if needed <= free or count == 1:
+                return count
             count = max(1, min(count - 1, count * free // needed))
-        return count
 
     def loaded(self, graph: str, precision: Precision | None = None) -> "LoadedGraph":
         """What the engines of a graph share."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import NoKernel
 from diffusion_rt.engines.native import plain_ways, tactic_ways
 from diffusion_rt.engines.native import plan as p
 from diffusion_rt.engines.native.ways import Chip, Ways
@@ -26,12 +26,12 @@ RULES: Mapping[type[p.Operation], Callable[[Any, p.Plan, Chip], Ways]] = {
 def ways(operation: p.Operation, plan: p.Plan, chip: Chip) -> Ways:
     """How an operation of the plan can be run, the likely fastest way first.
 
-    Raises BadInput, which names it, where no kernel takes it.
+    Raises NoKernel, which names it, where no kernel takes it.
     """
     try:
         return RULES[type(operation)](operation, plan, chip)
     except Misuse as error:
-        raise BadInput(
+        raise NoKernel(
             f"{plan.graph}: {operation.name}: no kernel runs this on sm_{chip.limits.arch} "
             f"({error}); run with --engine ort"
         ) from None

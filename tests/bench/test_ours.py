@@ -44,6 +44,10 @@ class Grey:
 
     open = True
 
+    def prepare(
+        self, latent: tuple[int, ...], pixels: tuple[int, ...], precision: Precision | None = None
+    ) -> None: ...
+
     def __call__(
         self,
         latent: NDArray[np.float32],

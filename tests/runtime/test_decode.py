@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault, NoKernel, OutOfMemory
 from diffusion_rt.engines.manifest import VaeRecord
 from diffusion_rt.engines.protocol import Buffers, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
@@ -158,7 +158,16 @@ class FakePixels:
     def __init__(self, most: int = 10_000, broken: bool = False) -> None:
         self.most, self.broken = most, broken
         self.asked: list[Precision | None] = []
+        self.prepared: list[tuple[int, ...]] = []
         self.open = False
+
+    def prepare(
+        self, latent: tuple[int, ...], pixels: tuple[int, ...], precision: Precision | None = None
+    ) -> None:
+        self.open = True
+        if latent[2] * latent[3] > self.most:
+            raise NoKernel(f"{latent} has no kernel")
+        self.prepared.append(pixels)
 
     def __call__(
         self, latent: Array, pixels: NDArray[np.uint8], precision: Precision | None = None
@@ -204,34 +213,38 @@ def test_tiles_are_blended_by_the_host() -> None:
 
 
 class SmallEngine(FakeEngine):
-    """Has memory for so many latent pixels."""
+    """Has memory, or kernels, for so many latent pixels."""
 
     most = 0
+    error: type[BadInput] = OutOfMemory
 
     def bind(self, buffers: Buffers, only: Entries | None = None) -> None:
         height, width = buffers["latent"].shape[2:]
         if height * width > self.most:
-            raise OutOfMemory(f"{height}x{width} does not fit")
+            raise self.error(f"{height}x{width} does not fit")
         super().bind(buffers, only)
 
 
-def small(most: int) -> tuple[Decoder, list[SmallEngine]]:
+def small(most: int, error: type[BadInput] = OutOfMemory) -> tuple[Decoder, list[SmallEngine]]:
     opened: list[SmallEngine] = []
 
     def load(guarded: bool) -> FakeEngine:
         whole = decoder_engine()
         specs = list(whole.inputs.values()), list(whole.outputs.values())
         engine = SmallEngine(*specs, lambda inputs: {"image": enlarge(inputs["latent"])})
-        engine.most = most
+        engine.most, engine.error = most, error
         opened.append(engine)
         return engine
 
     return Decoder(load, vae()), opened
 
 
+@pytest.mark.parametrize("error", [OutOfMemory, NoKernel])
 @pytest.mark.parametrize(("most", "tile"), [(10_000, None), (1024, 32), (500, 20), (256, 16)])
-def test_a_picture_that_does_not_fit_is_decoded_in_tiles(most: int, tile: int | None) -> None:
-    decoder, opened = small(most)
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles(
+    most: int, tile: int | None, error: type[BadInput]
+) -> None:
+    decoder, opened = small(most, error)
     z = latent(40, 64) if tile != 20 else latent(39, 39)
     whole = Decoder(lambda _: decoder_engine(), vae()).decode(z, None)
     assert apart(decoder.decode(z, None), whole) <= 1
@@ -254,6 +267,50 @@ def test_a_memory_too_small_for_any_tile_is_said() -> None:
     decoder, opened = small(100)
     with pytest.raises(OutOfMemory, match="16x16 does not fit"):
         decoder.decode(latent(64, 64), None)
+    assert all(engine.closed for engine in opened)
+
+
+def test_a_decoder_is_bound_before_there_is_a_picture() -> None:
+    engine = decoder_engine()
+    decoder = Decoder(lambda _: engine, vae())
+    for tile in (None, 32):
+        assert decoder.prepare((40, 24), tile)
+        binds = engine.binds
+        decoder.decode(latent(40, 24), tile)
+        assert engine.binds == binds
+
+
+def test_a_decoder_on_a_device_is_prepared_for_one_pass_and_the_engine_for_tiles() -> None:
+    device, engine = FakePixels(most=1024), decoder_engine()
+    decoder = Decoder(lambda _: engine, vae(), device=device)
+    assert decoder.prepare((32, 24), None)
+    assert (device.prepared, engine.binds) == (
+        [decoder.decode(latent(32, 24), None)[None].shape],
+        0,
+    )
+    assert decoder.prepare((40, 64), None)  # in tiles, as no kernel takes it whole
+    assert (len(device.prepared), engine.binds) == (1, 1)
+    assert not device.open
+
+
+def test_what_has_no_memory_yet_is_given_back_and_cut_when_it_is_decoded() -> None:
+    decoder, opened = small(1024)
+    assert not decoder.prepare((40, 64), None)
+    assert [engine.closed for engine in opened] == [True]
+    decoder.decode(latent(40, 64), None)
+    assert decoder.tile == 32
+    assert decoder.prepare((40, 64), None)  # as it was cut
+
+
+def test_what_no_kernel_takes_is_cut_before_there_is_a_picture() -> None:
+    decoder, opened = small(1024, NoKernel)
+    assert decoder.prepare((40, 64), None)
+    count = len(opened)
+    decoder.decode(latent(40, 64), None)
+    assert (decoder.tile, len(opened)) == (32, count)
+    decoder, opened = small(100, NoKernel)
+    with pytest.raises(NoKernel, match="16x16 does not fit"):
+        decoder.prepare((40, 64), None)
     assert all(engine.closed for engine in opened)
 
 

@@ -1,5 +1,6 @@
 """Prompt to pixels by the native engine on the simulator: as the host draws, in less memory too."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffusion_rt.__main__ import main
 from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.loop import DeviceDenoiser
-from diffusion_rt.engines.errors import OutOfMemory
+from diffusion_rt.engines.errors import NoKernel, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.forecast import Forecaster, Work
@@ -19,6 +20,7 @@ from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
 from diffusion_rt.kernels.driver.simulator import Simulator
 from diffusion_rt.kernels.driver.simulator.buffers import SimulatedBuffer
+from diffusion_rt.runtime.decode import Decoder
 from diffusion_rt.runtime.pipeline import Pipeline, Result
 from diffusion_rt.runtime.request import Request
 from support.device_graphs import HostImages, simulated_gpu
@@ -133,6 +135,94 @@ def test_the_command_line_draws_by_launches_and_by_their_references(
     assert "engine native on host" in said
     assert "engine native on cuda" in said
     assert "memory at most" in said
+
+
+def test_what_the_decoder_wants_is_there_before_a_step_is_captured(model: ModelFolder) -> None:
+    """Of a size that it wants more memory for than a step: else the next picture captures anew."""
+    gpu = simulated_gpu(arch=80)
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    whole = Forecaster(model, "float32")(Work(height=6, width=8, rows=1, images=1, tokens=32))
+    assert whole.decode.activations > whole.denoise.activations
+    seen = []
+
+    def note(stage: str, done: int, total: int) -> None:
+        if stage != "text":
+            seen.append((stage, graphs.arena.generation))
+
+    with Pipeline(model, DeviceBackend(graphs, gpu)) as pipeline:
+        request = asked(width=64, height=48, num_inference_steps=1, guidance_scale=1.0)
+        pipeline.generate(request, progress=note)
+        note("end", 0, 0)
+    assert {stage for stage, _ in seen} == {"denoise", "decode", "end"}
+    assert len({generation for _, generation in seen}) == 1
+
+
+def tiled_by_host(model: ModelFolder, latents: NDArray[np.float32], tile: int) -> NDArray[np.int64]:
+    """Pixels by the NumPy references."""
+    decoder = Decoder(lambda _: HostBackend(model).load("vae_decoder"), model.manifest.vae)
+    return np.stack([decoder.decode(latent, tile) for latent in latents]).astype(np.int64)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 4 latent pixels, of pictures that a test can draw."""
+    monkeypatch.setattr("diffusion_rt.runtime.decode.SMALLEST_TILE", 4)
+    monkeypatch.setattr("diffusion_rt.runtime.memory.SMALLEST_TILE", 4)
+
+
+def test_a_budget_and_tiles_draw_what_the_host_draws(model: ModelFolder, small_tiles: None) -> None:
+    defaults = replace(model.manifest.defaults, width=32, height=32)  # the side of a tile
+    folder = replace(model, manifest=replace(model.manifest, defaults=defaults))
+    budget = Forecaster(model, "float32")(replace(WORK, width=6)).in_turn
+    backend = open_native(folder, precision="float32", budget=budget, gpu=simulated_gpu(arch=80))
+    request = asked(width=48, num_inference_steps=1)
+    with Pipeline(folder, backend, tiling="on", memory=budget) as pipeline:
+        assert pipeline.settle(request).room.tile == 4
+        found = pipeline.generate(request)
+        assert pipeline._decoder.tile == 4
+    assert np.abs(pixels(found) - tiled_by_host(model, found.latents, 4)).max() <= 1
+
+
+def test_a_decoder_that_a_budget_does_not_hold_decodes_in_tiles(
+    model: ModelFolder, small_tiles: None
+) -> None:
+    whole, cut = (
+        Forecaster(model, "float32")(replace(WORK, height=8, width=8, tile=tile)).decode.total
+        for tile in (None, 4)
+    )
+    budget = (whole + cut) // 2
+    backend = open_native(model, precision="float32", budget=budget, gpu=simulated_gpu(arch=80))
+    decoder = Decoder(lambda _: backend.load("vae_decoder"), model.manifest.vae)
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8), np.float32)
+    found = decoder.decode(latents[0], None)[None]
+    assert decoder.tile == 4
+    assert np.abs(found - tiled_by_host(model, latents, 4)).max() <= 1
+
+
+def test_a_size_that_no_kernel_takes_is_heard_before_anything_is_drawn(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_native(model, precision="float32", gpu=simulated_gpu(arch=80))
+    heard: list[str] = []
+    with Pipeline(model, backend) as pipeline:
+        for most, graph, side in ((20, "unet_step", 32), (33, "vae_decoder", 48)):
+            monkeypatch.setattr("diffusion_rt.kernels.attention.MOST_TOKENS", most)
+            with pytest.raises(NoKernel, match=rf"^{graph}: .* 1 to {most} taken.*--engine ort$"):
+                pipeline.generate(
+                    asked(width=side, height=side), progress=lambda *event: heard.append(event[0])
+                )
+    assert heard == []
+
+
+def test_a_size_that_no_kernel_decodes_is_decoded_in_tiles(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch, small_tiles: None
+) -> None:
+    monkeypatch.setattr("diffusion_rt.kernels.attention.MOST_TOKENS", 33)  # of 6 x 6 latents
+    backend = open_native(model, precision="float32", gpu=simulated_gpu(arch=80))
+    request = asked(width=48, height=48, num_inference_steps=1, guidance_scale=1.0)
+    with Pipeline(model, backend) as pipeline:
+        found = pipeline.generate(request)
+    assert np.abs(pixels(found) - tiled_by_host(model, found.latents, 4)).max() <= 1
 
 
 def test_a_decoder_too_large_is_cut_in_tiles_first(model: ModelFolder) -> None:
