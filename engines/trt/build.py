@@ -238,7 +238,7 @@ class _Maker:
             if not key.edits.wide_attention:
                 raise
             raise Fault(f"{failed}; if it is for the attention: --no-float32-attention") from None
-        if product.short is not None:
+        if product.short:
             self.say(f"{graph}: built, but what it needs to run is not known: {product.short}")
         header = PlanHeader(
             key=key,

@@ -41,7 +41,7 @@ class Product:
     plan: memoryview
     added: Mapping[str, MappedWeight]  # by the parser, which a stripped plan wants back
     scratch: tuple[int, ...] = ()  # device memory that each profile needs to run
-    short: OutOfMemory | None = None  # why nobody could ask for that
+    short: str = ""  # why nobody could ask for that
 
 
 def build_plan(
@@ -108,7 +108,7 @@ def examine(
             added = {name: product.added[name] for name in product.added if name in wanted}
             product = replace(product, added=added)
     except OutOfMemory as short:
-        return replace(product, short=short)
+        return replace(product, short=str(short))
     count = engine.num_optimization_profiles
     sizes = [engine.get_device_memory_size_for_profile_v2(index) for index in range(count)]
     return replace(product, scratch=tuple(sizes))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from diffusion_rt.engines.artefact import read_bytes
@@ -27,7 +27,8 @@ class Prepared:
     variant: GraphVariant  # the exported file, with inputs and outputs, which stay as they are
     content: bytes
     weights: tuple[Weight, ...]
-    constants: Mapping[str, MappedWeight]  # the initializers whose numbers are in `content`
+    # The initializers whose numbers are in `content`.
+    constants: Mapping[str, MappedWeight] = field(compare=False, repr=False)
 
     @property
     def sha256(self) -> str:

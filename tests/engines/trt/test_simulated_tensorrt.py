@@ -193,6 +193,54 @@ def test_undefined_behaviour_is_loud(device: Simulator) -> None:
         run.stream.synchronize()
 
 
+def test_scratch_is_given_anew_once_it_is_divided_anew(device: Simulator) -> None:
+    run = Running(device, built(Messages()), Messages())
+    assert run.run()
+    assert 0 < run.context.update_device_memory_size_for_shapes() <= run.scratch.nbytes
+    with pytest.raises(Broken, match="not given since it was divided anew"):
+        run.run()
+    run.context.set_device_memory(run.scratch.address, run.scratch.nbytes)
+    assert run.run()
+    run.stream.synchronize()
+
+
+def test_layers_are_plain_until_their_class_is_changed(device: Simulator) -> None:
+    log = Messages()
+    sizes: list[str | int | None] = ["batch", 1, "tokens", 4]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Attention", ["x", "x", "x"], ["h"], scale=0.25),
+            helper.make_node("MatMul", ["h", "weight"], ["y"]),
+        ],
+        "attention",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, sizes)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*sizes[:3], 3])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
+    network = trt.Builder(log).create_network(0)
+    parser = trt.OnnxParser(network, log)
+    assert parser.load_model_proto(made.SerializeToString())
+    assert parser.load_initializer("weight", WEIGHT.ctypes.data, WEIGHT.nbytes)
+    assert parser.parse_model_proto(), parser.get_error(0)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    constants = [layer for layer in layers if layer.type is trt.LayerType.CONSTANT]
+    assert [layer.name.split("*")[0] for layer in constants] == ["weight", *["(Unnamed Layer"] * 2]
+    assert len(layers) == 5
+    values = []
+    for layer in constants:
+        assert not hasattr(layer, "weights")
+        layer.__class__ = trt.IConstantLayer
+        values.append(layer.weights)  # type: ignore[attr-defined]
+    assert values[0].ctypes.data == WEIGHT.ctypes.data
+    assert [float(each[0]) for each in values[1:]] == [0.5, 0.5], "the root of the scale"
+    assert network.set_weights_name(trt.Weights(values[1]), "ours")
+    assert not network.set_weights_name(trt.Weights(values[2]), "ours"), "others have that name"
+    assert not network.set_weights_name(trt.Weights(values[0][:3]), "part"), "of another count"
+    assert not network.set_weights_name(trt.Weights(WEIGHT.copy()), "none"), "of no layer"
+    assert network.set_weights_name(trt.Weights(values[1]), "ours too")
+
+
 def test_a_context_must_outlive_its_work(device: Simulator) -> None:
     run = Running(device, built(Messages()), Messages())
     assert run.run()
