@@ -239,6 +239,19 @@ def test_bindings_without_their_library_are_told_of(tmp_path: Path) -> None:
     assert line.endswith("install it anew: pip install 'diffusion-rt[trt]'")
 
 
+def test_a_layer_takes_the_class_of_a_constant(bindings: Bindings) -> None:
+    """What `Network.added` does: the bindings hand out each layer under the base class alone."""
+    code = (
+        "import tensorrt_bindings as trt\n"
+        "layer = trt.ILayer.__new__(trt.ILayer)\n"
+        "print(hasattr(type(layer), 'weights'))\n"
+        "layer.__class__ = trt.IConstantLayer\n"
+        "print(hasattr(type(layer), 'weights'))\n"
+    )
+    printed = with_bindings(bindings.libraries, ["-c", code])
+    assert printed.splitlines()[-2:] == ["False", "True"]
+
+
 class Refitter:
     """Stands for the bindings' class, and is wrong in each way there is."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffusion_rt.engines.cache_folder import cache_path
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
@@ -59,10 +60,15 @@ def test_a_stripped_plan_takes_its_weights_from_the_checkpoint(
     pipelines: tuple[Pipeline, Pipeline],
 ) -> None:
     assert plan_of(stripped).stat().st_size < plan_of(model).stat().st_size / 3
+    casts = {path: path.stat() for path in cache_path("trt").glob("*.weights")}
+    assert casts, "the checkpoint is float16, the engines are float32"
     wanted, _ = drawn(pipelines[1])
     with Pipeline(stripped, open_trt(stripped, gpu)) as pipeline:
         found, _ = drawn(pipeline)
     np.testing.assert_array_equal(found, wanted)
+    for path, before in casts.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert len(list(cache_path("trt").glob("*.weights"))) == len(casts)
     # Another way of preparing the graph would hand over other weights.
     other = copied(tmp_path / "m", stripped)
     folder = plan_of(other).parent
