@@ -1,6 +1,10 @@
 // What becomes of the sums that a warpgroup holds (hopper.h says which thread has which). With geglu,
 // groups of eight values and of their eight gates take turns, so a value and its gate lie in one
 // thread from the start.
+//
+// Sums stay where they are, and one addend after the other joins them: a loop for each leaves the
+// compiler no more loads to hold at a time than there are registers for. The output may be the residual,
+// so the compiler keeps loads of the one and stores to the other in order: a row's loads come first.
 #pragma once
 #include "activation.h"
 #include "pairs.h"
@@ -13,105 +17,98 @@ struct Epilogue {
     int columns, image_rows, vector_stride, residual_stride, output_stride;
 };
 
-// Sums of 64 rows and N columns from `first_column` on; `rows` are where this thread's two rows go,
-// -1 for nowhere. Loads come in batches before the stores: the output may be the residual, so the
-// compiler must keep them in order.
-template <int N>
-__device__ __forceinline__ void finish(const Epilogue& with, const float (&sums)[N / 2],
-                                       const int (&rows)[2], int first_column) {
-    enum { kPairs = N / 16, kBatch = kPairs % 5 ? 4 : 5 };  // more would spill
-    static_assert(kPairs % kBatch == 0, "whole batches");
-    const int lane = threadIdx.x % 32, own_column = lane % 2 * 8 + lane % 4 / 2 * 4;
-    const Four nothing{{0, 0}};
+// Of every sixteen columns a thread has `kEach` sums, for two rows `h`: two neighbours in front, two
+// more kEach / 2 behind them. This makes the four neighbours of a row.
+template <int kSums, int kEach>
+__device__ __forceinline__ void gather_four(float (&sums)[kSums]) {
 #pragma unroll
-    for (int begin = 0; begin < kPairs; begin += kBatch) {
-        Four bias[kBatch], vector[2][kBatch], residual[2][kBatch];
+    for (int at = 0; at < kSums; at += kEach)
 #pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-            const int column = first_column + (begin + i) * 16 + own_column;
-            const bool inside = column < with.columns;
-            bias[i] = with.bias && inside ? load_four(with.bias + column) : nothing;
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const bool there = inside && rows[h] >= 0;
-                const long long image = rows[h] / with.image_rows, row = rows[h];
-                vector[h][i] = with.vector && there
-                                   ? load_four(with.vector + image * with.vector_stride + column)
-                                   : nothing;
-                residual[h][i] =
-                    with.residual && there
-                        ? load_four(with.residual + row * with.residual_stride + column)
-                        : nothing;
-            }
+        for (int h = 0; h < 2; h++) {
+            float *const front = sums + at + h * 2, *const back = front + kEach / 2;
+            float four[4];
+            swap_pairs({front[0], front[1]}, {back[0], back[1]}, four);
+            front[0] = four[0], front[1] = four[1], back[0] = four[2], back[1] = four[3];
         }
+}
+
+// Adds what lies at `from`, sixteen columns apart, to row h; `columns` are those that there are.
+template <int kSums, int kEach>
+__device__ __forceinline__ void add_row(float (&sums)[kSums], int h, const ELEMENT* from,
+                                        int columns) {
 #pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-            const int column = first_column + (begin + i) * 16 + own_column;
+    for (int i = 0; i < kSums / kEach; i++)
+        if (i * 16 < columns) {
+            float *const front = sums + i * kEach + h * 2, *const back = front + kEach / 2;
+            const Four more = load_four(from + i * 16);
+            front[0] += low(more.pairs[0]), front[1] += high(more.pairs[0]);
+            back[0] += low(more.pairs[1]), back[1] += high(more.pairs[1]);
+        }
+}
+
+// Adds what each row has of its own, and stores; `first` is this thread's first of `columns`.
+template <int kSums, int kEach>
+__device__ __forceinline__ void store_rows(const Epilogue& with, float (&sums)[kSums],
+                                           const int (&rows)[2], int first, int columns) {
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const int at = (begin + i) * 8 + h * 2;
-                float four[4];
-                swap_pairs({sums[at], sums[at + 1]}, {sums[at + 4], sums[at + 5]}, four);
-                add(four, bias[i]);
-                add(four, vector[h][i]);
-                add(four, residual[h][i]);
-                if (column < with.columns && rows[h] >= 0)
-                    store_four(with.output + (long long)rows[h] * with.output_stride + column, four);
-            }
+    for (int h = 0; h < 2; h++) {
+        if (rows[h] < 0) continue;
+        const long long row = rows[h], image = rows[h] / with.image_rows;
+        if (with.vector)
+            add_row<kSums, kEach>(sums, h, with.vector + image * with.vector_stride + first,
+                                  columns - first);
+        if (with.residual)
+            add_row<kSums, kEach>(sums, h, with.residual + row * with.residual_stride + first,
+                                  columns - first);
+        ELEMENT* const to = with.output + row * with.output_stride + first;
+#pragma unroll
+        for (int i = 0; i < kSums / kEach; i++) {
+            const float *const front = sums + i * kEach + h * 2, *const back = front + kEach / 2;
+            if (i * 16 < columns - first)
+                store_four(to + i * 16, {front[0], front[1], back[0], back[1]});
         }
     }
 }
 
+// Sums of 64 rows and N columns from `first_column` on; `rows` are where this thread's two rows go,
+// -1 for nowhere.
+template <int N>
+__device__ __forceinline__ void finish(const Epilogue& with, float (&sums)[N / 2],
+                                       const int (&rows)[2], int first_column) {
+    const int lane = threadIdx.x % 32;
+    const int first = first_column + lane % 2 * 8 + lane % 4 / 2 * 4;
+    gather_four<N / 2, 8>(sums);
+    if (with.bias)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            add_row<N / 2, 8>(sums, h, with.bias + first, with.columns - first);
+    store_rows<N / 2, 8>(with, sums, rows, first, with.columns);
+}
+
 // The same with geglu: N / 2 columns of results.
 template <int N>
-__device__ __forceinline__ void finish_geglu(const Epilogue& with, const float (&sums)[N / 2],
+__device__ __forceinline__ void finish_geglu(const Epilogue& with, float (&sums)[N / 2],
                                              const int (&rows)[2], int first_column) {
-    enum { kPairs = N / 32, kBatch = APART ? 1 : kPairs % 5 ? 2 : 5 };
-    static_assert(N % 32 == 0 && kPairs % kBatch == 0, "whole batches of pairs of groups of eight");
-    const int lane = threadIdx.x % 32, own_column = lane % 2 * 8 + lane % 4 / 2 * 4;
+    static_assert(N % 32 == 0, "whole pairs of groups of eight");
+    const int lane = threadIdx.x % 32, own = first_column + lane % 4 * 2;
+    if (with.bias)
 #pragma unroll
-    for (int begin = 0; begin < kPairs; begin += kBatch) {
-        Two value_bias[2 * kBatch], gate_bias[2 * kBatch];
-        Four residual[2][kBatch];
+        for (int i = 0; i < N / 16; i++)
+            if (own + i * 16 < with.columns) {
+                const unsigned values = load_two(with.bias + own + i * 16).pair;
+                const unsigned gates = load_two(with.bias + own + i * 16 + 8).pair;
 #pragma unroll
-        for (int j = 0; j < 2 * kBatch; j++) {
-            const int column = first_column + (begin * 2 + j) * 16 + lane % 4 * 2;
-            const bool inside = with.bias && column < with.columns;
-            value_bias[j] = inside ? load_two(with.bias + column) : Two{0};
-            gate_bias[j] = inside ? load_two(with.bias + column + 8) : Two{0};
-        }
-#pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-            const int column = first_column / 2 + (begin + i) * 16 + own_column;
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const bool there = with.residual && column < with.columns / 2 && rows[h] >= 0;
-                const long long row = rows[h];
-                residual[h][i] = there
-                                     ? load_four(with.residual + row * with.residual_stride + column)
-                                     : Four{{0, 0}};
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < kBatch; i++) {
-            const int column = first_column / 2 + (begin + i) * 16 + own_column;
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                float results[2][2];
-#pragma unroll
-                for (int j = 0; j < 2; j++) {
-                    const int at = ((begin + i) * 2 + j) * 8 + h * 2;
-                    const unsigned values = value_bias[i * 2 + j].pair;
-                    const unsigned gates = gate_bias[i * 2 + j].pair;
-                    results[j][0] = (sums[at] + low(values)) * gelu(sums[at + 4] + low(gates));
-                    results[j][1] = (sums[at + 1] + high(values)) * gelu(sums[at + 5] + high(gates));
+                for (int h = 0; h < 2; h++) {
+                    float* const at = sums + i * 8 + h * 2;
+                    at[0] += low(values), at[1] += high(values);
+                    at[4] += low(gates), at[5] += high(gates);
                 }
-                float four[4];
-                swap_pairs(results[0], results[1], four);
-                add(four, residual[h][i]);
-                if (column < with.columns / 2 && rows[h] >= 0)
-                    store_four(with.output + (long long)rows[h] * with.output_stride + column, four);
             }
-        }
-    }
+#pragma unroll
+    for (int at = 0; at < N / 2; at += 8)
+#pragma unroll
+        for (int j = 0; j < 4; j++) sums[at + j] *= gelu(sums[at + j + 4]);
+    const int first = first_column / 2 + lane % 2 * 8 + lane % 4 / 2 * 4;
+    gather_four<N / 2, 16>(sums);
+    store_rows<N / 2, 16>(with, sums, rows, first, with.columns / 2);
 }
