@@ -1,7 +1,7 @@
 """`conv` on sm_90a: a box of pixels moved by each tap of the filter, read by TMA.
 
 The same operation as `conv`, for float16 and bfloat16, stride 1 and no activation; 1x1 filters are
-products of `gemm_sm90`. A source enlarged to exactly twice its size is read as it lies. Proved as
+products of `gemm_sm90`. Of enlarged sources it takes those of doubled convolutions. Proved as
 `gemm_sm90` is; its speed is not measured.
 """
 
@@ -31,7 +31,7 @@ from diffusion_rt.kernels.variant import Variant
 PARAMETERS = (
     Parameter("first", "tensor_map"),  # [images, height, width, C] or [..., C1]
     Parameter("second", "tensor_map"),  # [..., C - C1]; the first again where there is one source
-    Parameter("weight", "tensor_map"),  # [N, kh kw C]
+    Parameter("weight", "tensor_map"),  # [N, kh kw C], or [N, 16 C] if doubled
     Parameter("bias", "pointer", alignment=16, nullable=True),  # [N]
     Parameter("vector", "pointer", alignment=16, nullable=True),  # [images, N]
     Parameter("residual", "pointer", alignment=16, nullable=True),  # [images, oh, ow, N]
@@ -49,14 +49,16 @@ PARAMETERS = (
     Parameter("output_height", "int32"),
     Parameter("output_width", "int32"),
     Parameter("kernel_width", "int32"),
-    Parameter("taps", "int32"),  # kh kw
+    Parameter("taps", "int32"),  # kh kw, of one parity if doubled
     Parameter("top", "int32"),  # padding
     Parameter("left", "int32"),
-    Parameter("shift", "int32"),  # 1 where the source is enlarged, else 0
+    Parameter("doubled", "int32"),  # 1 where each parity has filters of its own, else 0
     Parameter("vector_stride", "int32"),
     Parameter("residual_stride", "int32"),
     Parameter("output_stride", "int32"),
     Parameter("splits", "int32"),
+    Parameter("blocks", "int32"),  # of the depth
+    Parameter("split_blocks", "int32"),
 )
 
 
@@ -64,7 +66,7 @@ PARAMETERS = (
 class Boxes:
     """The pixels of a tile, as a box, and how many boxes cover an image.
 
-    Where the source is enlarged, of each of the four parities of pixels.
+    Of a doubled convolution, those of each of the four parities of pixels.
     """
 
     width: int
@@ -80,7 +82,7 @@ class Boxes:
 
 def boxes(convolution: Convolution, tile: Tile) -> Boxes:
     """The fewest boxes, of those the one nearest a square."""
-    part = 2 if convolution.enlarged else 1
+    part = 2 if convolution.doubled else 1
     height, width = (-(-side // part) for side in convolution.output_size)
     shapes = [(tile.rows >> i, 1 << i) for i in range(tile.rows.bit_length())]
     found = [Boxes(w, h, -(-width // w), -(-height // h)) for w, h in shapes]
@@ -133,7 +135,7 @@ class Sm90Convolution:
         return (
             encode(both[0]),
             encode(both[-1]),
-            encode(weight_map(of.dtype, operands.weight, of.filters, of.depth, tile)),
+            encode(weight_map(of.dtype, operands.weight, of.filters, of.parts * of.depth, tile)),
             operands.bias if has.bias else 0,
             operands.vector if has.vector else 0,
             operands.residual if has.residual else 0,
@@ -149,14 +151,16 @@ class Sm90Convolution:
             made.across,
             made.down,
             *of.output_size,
-            of.kernel[1],
-            of.kernel[0] * of.kernel[1],
+            of.taps[1],
+            of.taps[0] * of.taps[1],
             *of.padding[:2],
-            int(of.enlarged is not None),
+            int(of.doubled),
             of.vector_stride,
             of.residual_stride,
             of.output_stride,
             self.cut.splits,
+            self.cut.blocks,
+            self.cut.split_blocks,
         )
 
     def _map(self, name: str, address: int, channels: int, stride: int, made: Boxes) -> TensorMap:
@@ -184,17 +188,16 @@ def tactics(
         suits(of.dtype, of.rows, of.filters, widths, limits)
         and of.epilogue.activation == "none"
         and of.stride == 1
-        and of.enlarged in (None, (2 * of.height, 2 * of.width))
+        and (of.enlarged is None or of.doubled)
     )
     if not fits:
         return ()
-    parities = 4 if of.enlarged else 1
 
     def count(tile: Tile) -> int:
-        rows = of.images * parities * boxes(of, tile).count
-        return -(-rows // tile.cluster) * -(-of.filters // tile.columns)
+        down = of.parts * -(-of.images * boxes(of, tile).count // tile.cluster)
+        return down * -(-of.filters // tile.columns)
 
-    blocks = of.kernel[0] * of.kernel[1] * sum(-(-width // DEPTH) for width in widths)
+    blocks = of.taps[0] * of.taps[1] * sum(-(-width // DEPTH) for width in widths)
     found = cuts(OF_CONVOLUTIONS[of.dtype], count, blocks, limits)
     return tuple(Sm90Convolution(of, cut, limits) for cut in found)
 

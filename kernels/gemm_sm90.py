@@ -48,6 +48,8 @@ PARAMETERS = (
     Parameter("residual_stride", "int32"),
     Parameter("output_stride", "int32"),
     Parameter("splits", "int32"),
+    Parameter("blocks", "int32"),  # of the depth
+    Parameter("split_blocks", "int32"),
 )
 
 
@@ -115,6 +117,8 @@ class Sm90Product:
             product.residual_stride,
             product.output_stride,
             self.cut.splits,
+            self.cut.blocks,
+            self.cut.split_blocks,
         )
 
     def _map(self, name: str, address: int, width: int, stride: int) -> TensorMap:

@@ -45,6 +45,11 @@ class Tile:
         return self.stages * (self.rows + self.columns) * ROW_BYTES
 
     @property
+    def blocks(self) -> int:
+        """Whose registers one multiprocessor holds; the compiler is told, to keep within them."""
+        return FILE // (self.threads * -(-self.registers // 8) * 8)
+
+    @property
     def constants(self) -> tuple[tuple[str, str], ...]:
         """The kernel's preprocessor definitions."""
         return (
@@ -53,14 +58,14 @@ class Tile:
             ("WARPS_DOWN", str(self.warps_down)),
             ("WARPS_ACROSS", str(self.warps_across)),
             ("STAGES", str(self.stages)),
+            ("BLOCKS", str(self.blocks)),
         )
 
     def resident(self, limits: Limits) -> int:
         """Blocks that one multiprocessor holds at once; 0 where one is too large."""
         reserved = 1024  # bytes of each block, the system's
         shared = limits.shared_bytes + reserved
-        by_registers = FILE // (self.threads * -(-self.registers // 8) * 8)
-        return min(shared // (self.shared_bytes + reserved), by_registers)
+        return min(shared // (self.shared_bytes + reserved), self.blocks)
 
     def takes(self, epilogue: Epilogue) -> bool:
         """Whether a warp's columns hold whole groups of values and gates."""
@@ -73,7 +78,7 @@ _LARGE, _TALL, _SMALL = (
     Tile(64, 64, 2, 2, 4, 128),
 )
 _WIDE, _HALF_WIDE = Tile(128, 160, 4, 2, 4, 200), Tile(128, 80, 4, 1, 4, 208)
-_HUGE, _NARROW = Tile(256, 128, 4, 2, 3, 255), Tile(128, 16, 4, 1, 4, 120)
+_HUGE, _NARROW = Tile(256, 128, 4, 2, 3, 255), Tile(128, 16, 4, 1, 4, 128)
 
 OF_PRODUCTS: dict[str, tuple[Tile, ...]] = {
     "float16": (_LARGE, _TALL, _SMALL, _WIDE, _HALF_WIDE, _HUGE, _NARROW),
@@ -127,12 +132,17 @@ class Cut:
         return self.splits * rows * columns * 4 if self.splits > 1 else 0
 
 
-def cut(tile: Tile, splits: int, dtype: str, rows: int, columns: int, depth: int) -> Cut:
-    """A product of these sizes cut so; fewer splits where the depth does not give so many."""
+def cut(
+    tile: Tile, splits: int, dtype: str, rows: int, columns: int, depth: int, *, parts: int = 1
+) -> Cut:
+    """A product of these sizes cut so; fewer splits where the depth does not give so many.
+
+    No tile has rows of two of the `parts` that the rows have in equal shares.
+    """
     at_once = depth_at_once(dtype)
     blocks = -(-depth // at_once)
     split_depth = -(-blocks // splits) * at_once
-    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
+    tiles = parts * -(-rows // (parts * tile.rows)) * -(-columns // tile.columns)
     return Cut(
         tile,
         split_depth,
@@ -152,6 +162,8 @@ def cuts(
     depth: int,
     epilogue: Epilogue,
     limits: Limits,
+    *,
+    parts: int = 1,
 ) -> tuple[Cut, ...]:
     """All cuts worth measuring on a chip, the one that should be fastest first.
 
@@ -160,7 +172,7 @@ def cuts(
     found: dict[tuple[str, int], Cut] = {}
     for tile, splits in product(tiles, SPLITS):
         if tile.takes(epilogue) and tile.resident(limits) > 0:
-            made = cut(tile, splits, dtype, rows, columns, depth)
+            made = cut(tile, splits, dtype, rows, columns, depth, parts=parts)
             worth = made.launch.grid[0] <= limits.multiprocessors and made.split_depth >= 128
             if made.splits == 1 or worth:
                 found[tile.name, made.splits] = made

@@ -84,7 +84,7 @@ class Tile:
     def takes(self, geglu: bool) -> bool:
         """Whether its columns are whole pairs of groups of values and gates; `apart` is for geglu.
 
-        Other ends are short, and beside the sums of a whole tile they do not fit the registers.
+        Other ends are short: by the model below, little is won where they hide behind products.
         """
         return self.group[1] % 32 == 0 if geglu else not self.apart
 
@@ -102,6 +102,11 @@ class Cut:
     def name(self) -> str:
         """The tile and the splits."""
         return f"{self.tile.name} {self.splits}"
+
+    @property
+    def split_blocks(self) -> int:
+        """Of the depth, in each split but the last."""
+        return -(-self.blocks // self.splits)
 
     @property
     def partial_bytes(self) -> int:
@@ -143,9 +148,8 @@ class Cut:
         block = max(multiply, (read + tile.stage_bytes) / 128, from_l2) / 0.9
         busiest = -(-self.tiles * self.splits // max(1, limits.multiprocessors // tile.cluster))
         end = 1000 + tile.rows * tile.columns / (5 if geglu else 16)
-        split = -(-self.blocks // self.splits)
         ends = 1 if tile.apart else busiest  # Others hide behind products.
-        total = 2000 + busiest * split * block + ends * end
+        total = 2000 + busiest * self.split_blocks * block + ends * end
         if self.splits > 1:
             total += 2000 + 2 * self.partial_bytes / (16 * limits.multiprocessors)
         return total

@@ -223,24 +223,26 @@ struct Sums<float> {
     }
 };
 
-// `source` finds the rows of A: begin(row, k) for the first of this thread's chunks, `copy(to, i)`
-// for the chunk i * kRowsAtOnce rows below, `next()` for the next block of the depth.
+// `source` finds the rows of A. There are `tiles_down()` tiles of them; `begin_tile(tile_row)` gives the
+// first row of one. begin(row, k) is for the first of this thread's chunks, `copy(to, i)` for the chunk
+// i * kRowsAtOnce rows below, `next()` for the next block of the depth. `weight_at()` is where the
+// tile's factors begin in a row of the weight, `output_row(row)` where a row is stored, or -1.
 template <class Source>
 __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* weight,
                                               const Epilogue& with, float* partial,
                                               unsigned* arrived, int rows, int columns, int depth,
-                                              int split_depth) {
+                                              int weight_stride, int split_depth) {
     release_successor();
     wait_for_predecessor();
     DYNAMIC_SHARED(memory);
     const SharedAddress ring = shared_address(memory);
 
     // Bands of kBand rows of tiles, column after column.
-    const int down = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    const int down = source.tiles_down();
     const int across = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int band = int(blockIdx.x) / (kBand * across), in_band = int(blockIdx.x) % (kBand * across);
     const int band_rows = down - band * kBand < kBand ? down - band * kBand : kBand;
-    const int first_row = (band * kBand + in_band % band_rows) * TILE_ROWS;
+    const int first_row = source.begin_tile(band * kBand + in_band % band_rows);
     const int first_column = in_band / band_rows * TILE_COLUMNS;
 
     const int begin = int(blockIdx.y) * split_depth;
@@ -249,7 +251,8 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
 
     const int own_row = threadIdx.x / kRowChunks, own_chunk = threadIdx.x % kRowChunks;
     const int first_k = begin + own_chunk * kChunk;
-    const ELEMENT* w = weight + (long long)(first_column + own_row) * depth + first_k;
+    const ELEMENT* w = weight + (long long)(first_column + own_row) * weight_stride +
+                       source.weight_at() + first_k;
     source.begin(first_row + own_row, first_k);
 
     const auto copy = [&](int block) {
@@ -265,7 +268,7 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
                 const int row = own_row + i * kRowsAtOnce;
                 if (TILE_COLUMNS % kRowsAtOnce == 0 || row < TILE_COLUMNS)
                     copy_async(stage + place(TILE_ROWS + row, own_chunk),
-                               w + (long long)(i * kRowsAtOnce) * depth + block * kDepth,
+                               w + (long long)(i * kRowsAtOnce) * weight_stride + block * kDepth,
                                first_column + row < columns && inside);
             }
         }
@@ -310,9 +313,9 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
         __syncwarp();
 #pragma unroll 1
         for (int i = lane; i < kStripRows * vectors; i += kLanes) {
-            const int row = first_row + warp_row + s * kStripRows + i / vectors;
+            const int row = source.output_row(first_row + warp_row + s * kStripRows + i / vectors);
             const int column = first_column + warp_column + i % vectors * width;
-            if (row >= rows || column >= columns) continue;
+            if (row < 0 || column >= columns) continue;
             const float* from = strip + i / vectors * kStripWidth + i % vectors * width;
             if (split) {
                 float* to = partial + ((long long)blockIdx.y * rows + row) * columns + column;
@@ -338,9 +341,9 @@ __device__ __forceinline__ void multiply_tile(Source& source, const ELEMENT* wei
     __threadfence();
 #pragma unroll 1
     for (int i = threadIdx.x; i < TILE_ROWS * TILE_COLUMNS / width; i += kThreads) {
-        const int row = first_row + i / (TILE_COLUMNS / width);
+        const int row = source.output_row(first_row + i / (TILE_COLUMNS / width));
         const int column = first_column + i % (TILE_COLUMNS / width) * width;
-        if (row >= rows || column >= columns) continue;
+        if (row < 0 || column >= columns) continue;
         float x[kVector] = {}, gates[kVector] = {};
         const float* from = partial + (long long)row * columns + column;
 #pragma unroll 1

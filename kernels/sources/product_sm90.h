@@ -43,6 +43,7 @@ enum {
     kBytesOfA = TILE_ROWS * kRowBytes,
     kBytesOfW = TILE_COLUMNS * kRowBytes,
     kStageBytes = kBytesOfA + kBytesOfW,
+    kStartRegisters = 168,  // as many as 384 threads can have
     kProducerRegisters = 40,
     kConsumerRegisters = 232,
     kBand = 16 / CLUSTER,  // rows of tiles (of clusters) done together, for the sake of L2
@@ -51,8 +52,8 @@ enum {
 static_assert(kSharedColumns * kRowBytes % 1024 == 0, "whole swizzles for each block of a cluster");
 static_assert(kGroupRows % 64 == 0 && kGroupColumns % 16 == 0, "whole instructions");
 static_assert(kBytesOfA % 1024 == 0 && kGroupColumns * kRowBytes % 1024 == 0, "whole swizzles");
-static_assert(kWarpgroup * (kProducerRegisters + 2 * kConsumerRegisters) <= 65536,
-              "registers of a multiprocessor");
+static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * kStartRegisters,
+              "a block hands over registers of its own; asking for more waits for ever");
 
 // Where the ring stands; the parity is that of the phase which ends next.
 struct Ring {
@@ -79,17 +80,18 @@ struct Piece {
 // A cluster takes CLUSTER tiles of a column together; the last rows of tiles may be empty then.
 struct Tiles {
     int rows, across, splits;
+    int blocks, split_blocks;  // of the depth, and of all its splits but the last
     float* partial;     // [tiles, splits, sums of a thread, threads], or null for one split
     unsigned* arrived;  // [tiles], zero before and after
 
     __device__ __forceinline__ int down() const { return (rows + CLUSTER - 1) / CLUSTER; }
     __device__ __forceinline__ int count() const { return down() * across * splits; }
-    __device__ __forceinline__ Piece find(int index, int blocks) const {
+    __device__ __forceinline__ Piece find(int index) const {
         const int tile = index / splits, split = index % splits;
         const int band = tile / (kBand * across), in_band = tile % (kBand * across);
         const int rest = down() - band * kBand, high = rest < kBand ? rest : kBand;
-        const int each = (blocks + splits - 1) / splits, begin = split * each;
-        const int end = blocks - begin < each ? blocks : begin + each;
+        const int begin = split * split_blocks;
+        const int end = blocks - begin < split_blocks ? blocks : begin + split_blocks;
         const int rank = blockIdx.x % CLUSTER;
         return {tile * CLUSTER + rank,
                 split,
@@ -156,9 +158,10 @@ __device__ __forceinline__ void give_back(Barrier* empty) {
     if (CLUSTER > 1 && lane < CLUSTER) barrier_arrive_at(empty, lane);
 }
 
-// `source.blocks()` of the depth; `source.load(to, barrier, tile_row, block)` asks for a block of A;
-// `source.weight_at(block)` is where the same block begins in a row of W; `source.row(tile_row, r)`
-// is the row of the output that row r of a tile is, or -1.
+// `source.begin(tile_row, block)` is a Walk along the blocks of the depth, which `next` takes on.
+// `source.load(to, barrier, walk)` asks for its block of A; `source.weight_at(walk)` is where
+// the same block begins in a row of W, the same for the tiles of a cluster. `source.row(tile_row, r)` is
+// the row of the output that row r of a tile is, or -1.
 template <class Source>
 __device__ __forceinline__ void multiply_tiles(const Source& source, const TensorMap& weight,
                                                const Epilogue& with, const Tiles& tiles) {
@@ -166,7 +169,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
     Barrier* const full = reinterpret_cast<Barrier*>(memory + STAGES * kStageBytes);
     Barrier* const empty = full + STAGES;
     int* const words = reinterpret_cast<int*>(empty + STAGES);
-    const int group = threadIdx.x / kWarpgroup, blocks = source.blocks();
+    const int group = threadIdx.x / kWarpgroup;
     const int first_index = blockIdx.x / CLUSTER, indices = gridDim.x / CLUSTER;
     if (threadIdx.x == 0) {
         require_aligned(memory);
@@ -189,14 +192,15 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         if (threadIdx.x == 0) {
             Ring ring{0, 0};
             for (int index = first_index; index < tiles.count(); index += indices) {
-                const Piece piece = tiles.find(index, blocks);
+                const Piece piece = tiles.find(index);
+                typename Source::Walk at = source.begin(piece.row, piece.begin);
                 for (int block = piece.begin; block < piece.end; block++, ring.next()) {
                     unsigned char* const stage = memory + ring.stage * kStageBytes;
                     // The first time round nothing has to be emptied: such a wait goes on at once.
                     barrier_wait(empty + ring.stage, ring.parity ^ 1);
                     barrier_expect(full + ring.stage, kStageBytes);
-                    source.load(stage, full + ring.stage, piece.row, block);
-                    const int k = source.weight_at(block), column = piece.column * TILE_COLUMNS;
+                    source.load(stage, full + ring.stage, at);
+                    const int k = source.weight_at(at), column = piece.column * TILE_COLUMNS;
                     if (CLUSTER > 1) {
                         const int shared = blockIdx.x % CLUSTER * kSharedColumns;
                         share_tile(stage + kBytesOfA + shared * kRowBytes, weight,
@@ -204,6 +208,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
                     } else {
                         load_tile(stage + kBytesOfA, weight, full + ring.stage, k, column);
                     }
+                    source.next(at);
                 }
             }
             release_successor();
@@ -221,7 +226,7 @@ __device__ __forceinline__ void multiply_tiles(const Source& source, const Tenso
         int turn = 0;  // of which warpgroup
         if (APART && consumer == 1) group_arrive(other_turn, kConsumers);  // the first one's first
         for (int index = first_index; index < tiles.count(); index += indices, turn ^= 1) {
-            const Piece piece = tiles.find(index, blocks);
+            const Piece piece = tiles.find(index);
             if (APART && turn != consumer) {
                 ring.skip(piece.end - piece.begin);
                 continue;

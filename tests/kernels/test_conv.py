@@ -15,7 +15,16 @@ from diffusion_rt.kernels.driver import Misuse, limits_of
 from diffusion_rt.kernels.epilogue import Epilogue
 from diffusion_rt.kernels.tactic import Operands
 from support.kernel_bench import KernelBench
-from support.products import plain_epilogue, plain_sums, read, rounded, storage, stored
+from support.products import (
+    plain_doubled,
+    plain_epilogue,
+    plain_sums,
+    read,
+    rounded,
+    storage,
+    stored,
+    windows,
+)
 
 Array = NDArray[Any]
 VARIANTS = [(tile, dtype) for dtype, made in tiles.OF_CONVOLUTIONS.items() for tile in made]
@@ -51,7 +60,8 @@ class Case:
 
         has, size = of.epilogue, (of.images, *of.output_size)
         self.x = some(of.images, of.height, of.width, of.channels)
-        self.weight = some(of.filters, *of.kernel, of.channels) / 4
+        taps = (conv.TAPS,) if of.doubled else of.kernel
+        self.weight = some(of.filters, *taps, of.channels) / 4
         self.bias = some(of.filters) if has.bias else None
         self.vector = some(of.images, of.filters) if has.vector else None
         columns = has.columns(of.filters)
@@ -77,14 +87,16 @@ class Case:
     def plain(self) -> Array:
         """The same by unfolding, in float32, rounded to the type at the end."""
         of = self.of
-        x = self.x
-        if of.enlarged:
-            x = x.repeat(2, 1).repeat(2, 2)[:, : of.enlarged[0], : of.enlarged[1]]
-        top, left, bottom, right = of.padding
-        x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        unfolded = np.lib.stride_tricks.sliding_window_view(x, of.kernel, (1, 2))
-        windows = unfolded[:, :: of.stride, :: of.stride].transpose(0, 1, 2, 4, 5, 3)
-        sums = plain_sums(windows.reshape(-1, of.depth), self.weight.reshape(of.filters, -1))
+        if of.doubled:
+            sums = plain_doubled(self.x, self.weight)
+        else:
+            x = self.x
+            if of.enlarged:
+                x = x.repeat(2, 1).repeat(2, 2)[:, : of.enlarged[0], : of.enlarged[1]]
+            top, left, bottom, right = of.padding
+            x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+            seen = windows(x, of.kernel, of.stride).reshape(-1, of.depth)
+            sums = plain_sums(seen, self.weight.reshape(of.filters, -1))
         residual = self.residual
         if residual is not None:
             residual = residual.reshape(of.images, -1, residual.shape[-1])
@@ -94,9 +106,8 @@ class Case:
 
     def run(self, tile: tiles.Tile, splits: int = 1) -> Array:
         of, bench = self.of, bench_of(tile, self.of.dtype)
-        tactic = TiledConvolution(
-            of, tiles.cut(tile, splits, of.dtype, of.rows, of.filters, of.depth)
-        )
+        sizes = (of.dtype, of.rows, of.filters, of.depth)
+        tactic = TiledConvolution(of, tiles.cut(tile, splits, *sizes, parts=of.parts))
         kind = storage(of.dtype)
 
         def put(values: Array | None, stride: int) -> Any:
@@ -168,7 +179,10 @@ def test_every_variant_is_its_reference(tile: tiles.Tile, dtype: str) -> None:
         {"stride": 2, "height": 8, "width": 8},
         {"stride": 2, "padding": (0, 0, 1, 1)},  # as the VAE's encoder has it
         {"enlarged": (14, 18)},
+        {"enlarged": (2, 2), "height": 1, "width": 1},
+        {"enlarged": (14, 18), "padding": (0, 2, 1, 0)},
         {"enlarged": (13, 17)},  # the size that was odd before it was halved
+        {"enlarged": (13, 18)},
         {"first_channels": 24},
         {"first_channels": 8, "first_stride": 16, "second_stride": 48, "output_stride": 32},
         {"kernel": (1, 3), "padding": (0, 2, 0, 0)},
@@ -177,6 +191,40 @@ def test_every_variant_is_its_reference(tile: tiles.Tile, dtype: str) -> None:
 )
 def test_geometry(dtype: str, changes: dict[str, Any]) -> None:
     Case(sizes(dtype=dtype, **changes)).check()
+
+
+@given(
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=20, deadline=None)
+def test_summed_filters_are_the_filter_over_the_enlarged_picture(
+    height: int, width: int, seed: int
+) -> None:
+    """Of whole numbers, whose sums are exact: to the last bit, at every edge."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-9, 9, (2, height, width, 8)).astype("f4")
+    weight = rng.integers(-9, 9, (16, 3, 3, 8)).astype("f4")
+    enlarged = 2 * height, 2 * width
+    whole = conv.reference(x, weight, padding=(1, 1, 1, 1), enlarged=enlarged)
+    np.testing.assert_array_equal(conv.reference(x, conv.doubled_filters(weight)), whole)
+
+
+def test_a_doubled_convolution_of_all_it_may_have() -> None:
+    """Two images and two sources, tiles of which the last of a parity is not full, splits."""
+    has = Epilogue(bias=True, vector=True, activation="silu", residual=True)
+    of = sizes(
+        enlarged=(14, 18),
+        first_channels=24,
+        second_stride=48,
+        vector_stride=48,
+        residual_stride=32,
+        epilogue=has,
+    )
+    assert of.doubled
+    for splits in (1, 3):
+        Case(of).check(splits=splits)
 
 
 @pytest.mark.parametrize("dtype", tiles.ELEMENTS)

@@ -19,7 +19,16 @@ from diffusion_rt.kernels.gemm_sm90 import Sm90Product
 from diffusion_rt.kernels.tactic import Operands
 from diffusion_rt.kernels.tiles_sm90 import DEPTH, OF_CONVOLUTIONS, Cut, Tile
 from support.kernel_bench import KernelBench
-from support.products import plain_epilogue, plain_sums, read, rounded, storage, stored
+from support.products import (
+    plain_doubled,
+    plain_epilogue,
+    plain_sums,
+    read,
+    rounded,
+    storage,
+    stored,
+    windows,
+)
 
 Array = NDArray[Any]
 CHIP = limits_of(90)
@@ -31,26 +40,22 @@ BENCHES: dict[str, KernelBench] = {}
 
 def cut_of(of: Convolution, tile: Tile, splits: int = 1) -> Cut:
     """That tile, and as many splits as the depth gives of those."""
-    rows = of.images * (4 if of.enlarged else 1) * boxes(of, tile).count
     widths = (of.first_channels, of.channels - of.first_channels)
-    blocks = of.kernel[0] * of.kernel[1] * sum(-(-width // DEPTH) for width in widths)
-    tiles = -(-rows // tile.cluster) * -(-of.filters // tile.columns)
+    blocks = of.taps[0] * of.taps[1] * sum(-(-width // DEPTH) for width in widths)
+    down = of.parts * -(-of.images * boxes(of, tile).count // tile.cluster)
+    tiles = down * -(-of.filters // tile.columns)
     return Cut(tile, tiles, blocks, -(-blocks // -(-blocks // splits)))
 
 
-def unfolded(x: Array, of: Convolution) -> Array:
-    """What each pixel of the output multiplies with the filters: [pixels, kh kw C]."""
-    if of.enlarged:
-        x = x.repeat(2, 1).repeat(2, 2)
+def plain(x: Array, weight: Array, of: Convolution) -> Array:
+    """The sums of each pixel of the output in float32."""
+    if of.doubled:
+        return plain_doubled(x, weight)
     top, left, bottom, right = of.padding
     padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    height, width = of.output_size
-    parts = [
-        padded[:, i : i + height, j : j + width]
-        for i in range(of.kernel[0])
-        for j in range(of.kernel[1])
-    ]
-    return np.concatenate(parts, axis=-1).reshape(of.rows, -1)
+    return plain_sums(
+        windows(padded, of.kernel).reshape(of.rows, -1), weight.reshape(of.filters, -1)
+    )
 
 
 def check(of: Convolution, tile: Tile, *, splits: int = 1, seed: int = 0) -> None:
@@ -74,7 +79,8 @@ def check(of: Convolution, tile: Tile, *, splits: int = 1, seed: int = 0) -> Non
         return int(bench.put(wide).address)
 
     x = some(of.images, of.height, of.width, of.channels)
-    weight = some(of.filters, *of.kernel, of.channels) / 8
+    taps = (conv.TAPS,) if of.doubled else of.kernel
+    weight = some(of.filters, *taps, of.channels) / 8
     bias = some(of.filters) if has.bias else None
     vector = some(of.images, of.filters) if has.vector else None
     residual = some(of.images, *of.output_size, of.filters) if has.residual else None
@@ -85,7 +91,7 @@ def check(of: Convolution, tile: Tile, *, splits: int = 1, seed: int = 0) -> Non
     operands = Operands(
         first=put(x[..., : of.first_channels], of.first_stride),
         second=put(rest if rest.size else None, of.second_stride),
-        weight=put(weight.reshape(of.filters, -1), of.depth),
+        weight=put(weight.reshape(of.filters, -1), of.parts * of.depth),
         bias=put(bias, of.filters),
         vector=put(vector, of.vector_stride),
         residual=put(residual, of.residual_stride),
@@ -106,10 +112,10 @@ def check(of: Convolution, tile: Tile, *, splits: int = 1, seed: int = 0) -> Non
         x, weight, padding=of.padding, enlarged=of.enlarged, residual=residual, **named
     )
     pixels = (of.images, -1, of.filters)
-    sums = plain_sums(unfolded(x, of), weight.reshape(of.filters, -1)).reshape(pixels)
+    sums = plain(x, weight, of).reshape(pixels)
     behind = None if residual is None else residual.reshape(pixels)
-    plain = rounded(plain_epilogue(sums, residual=behind, **named), of.dtype)
-    error = np.abs(plain.reshape(truth.shape) - truth).max()
+    close = rounded(plain_epilogue(sums, residual=behind, **named), of.dtype)
+    error = np.abs(close.reshape(truth.shape) - truth).max()
     assert np.abs(got[:, : of.filters].reshape(truth.shape) - truth).max() <= 2 * error
 
 
@@ -171,18 +177,19 @@ def test_a_source_enlarged_while_it_is_read(height: int, width: int, order: None
     check(three(images=1, height=height, width=width, enlarged=enlarged), SMALL)
 
 
-def test_an_enlarged_source_with_odd_padding_and_two_parts() -> None:
-    check(
-        three(
-            height=4,
-            width=5,
-            enlarged=(8, 10),
-            padding=(0, 2, 1, 0),
-            channels=104,
-            first_channels=32,
-        ),
-        SMALL,
-    )
+def test_an_enlarged_source_in_two_parts_with_all_of_an_epilogue() -> None:
+    has = Epilogue(bias=True, vector=True, residual=True)
+    sizes = {"height": 4, "width": 5, "enlarged": (8, 10)}
+    check(three(**sizes, channels=104, first_channels=32, epilogue=has), SMALL, splits=3)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_cluster_has_pixels_of_one_parity(images: int, order: None) -> None:
+    """Its blocks share the weight: behind an odd number of boxes one has nothing to do."""
+    sizes = {"images": images, "height": 8, "width": 16, "enlarged": (16, 32)}
+    of, tile = three(**sizes, channels=16), Tile(128, 160, cluster=2)
+    assert images * boxes(of, tile).count % 2 == 1
+    check(of, tile)
 
 
 def test_splits_of_the_depth(order: None) -> None:
@@ -242,7 +249,9 @@ def test_only_what_suits_is_offered() -> None:
     assert tactics(of, limits_of(120)) == ()
     assert tactics(replace(of, dtype="float32"), CHIP) == ()
     assert tactics(replace(of, stride=2), CHIP) == ()
+    assert tactics(replace(of, enlarged=(64, 64)), CHIP)
     assert tactics(replace(of, enlarged=(63, 64)), CHIP) == ()
+    assert tactics(replace(of, enlarged=(64, 64), padding=(1, 1, 0, 0)), CHIP) == ()
     assert tactics(replace(of, epilogue=Epilogue(activation="silu")), CHIP) == ()
     assert tactics(three(filters=8), CHIP) == ()
     assert tactics(three(channels=8), CHIP) == ()
