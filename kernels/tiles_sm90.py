@@ -186,10 +186,16 @@ def suits(dtype: str, rows: int, columns: int, widths: tuple[int, ...], limits: 
     return limits.arch == ARCH and dtype in ELEMENTS and enough
 
 
-# 128 x 160 makes 128 tiles of SDXL's 2,048 x 1,280, for 132 multiprocessors; bfloat16 is the VAE's.
+# 128 x 160 makes 128 tiles of SDXL's 2,048 x 1,280, for 132 multiprocessors; bfloat16 is the VAE's,
+# whose last level has 128 channels. 256 rows read less for each product, where there are so many.
 _OF_BOTH = (Tile(128, 256, cluster=2), Tile(128, 128))
-_OF_FLOAT16 = (Tile(128, 160, cluster=2), Tile(128, 160), *_OF_BOTH, Tile(64, 160, 1))
-OF_CONVOLUTIONS = {"float16": _OF_FLOAT16, "bfloat16": _OF_BOTH}
+_WIDE = (Tile(256, 160, cluster=2), Tile(128, 160, cluster=2), Tile(128, 160))
+_OF_FLOAT16 = (*_WIDE, *_OF_BOTH, Tile(64, 160, 1))
+_OF_128_CHANNELS = Tile(256, 128, cluster=2)
+OF_CONVOLUTIONS = {
+    "float16": (*_OF_FLOAT16, _OF_128_CHANNELS),
+    "bfloat16": (*_OF_BOTH, _OF_128_CHANNELS),
+}
 OF_PRODUCTS = {
     "float16": (*_OF_FLOAT16, Tile(256, 80), Tile(128, 160, cluster=2, apart=True)),
     "bfloat16": _OF_BOTH,

@@ -263,9 +263,9 @@ def test_only_what_suits_is_offered() -> None:
     ("height", "channels", "filters", "best"),
     [
         (32, 1280, 1280, "2x128x160 1"),
-        (32, 2560, 1280, "2x128x160 1"),
-        (64, 640, 640, "2x128x160 1"),
-        (128, 320, 320, "2x128x160 1"),
+        (32, 2560, 1280, "2x256x160 2"),
+        (64, 640, 640, "2x256x160 1"),
+        (128, 320, 320, "2x256x160 1"),
     ],
 )
 def test_the_first_choice_fills_the_chip(
@@ -275,6 +275,15 @@ def test_the_first_choice_fills_the_chip(
     of = three(height=height, width=height, channels=channels, filters=filters)
     first = tactics(of, CHIP)[0]
     assert isinstance(first, Sm90Convolution)
-    assert first.cut.name == best
-    waves = first.cut.tiles * first.cut.tile.cluster / CHIP.multiprocessors
+    cut = first.cut
+    assert cut.name == best
+    waves = cut.tiles * cut.tile.cluster * cut.splits / CHIP.multiprocessors
     assert waves / np.ceil(waves) > 0.96
+
+
+@pytest.mark.parametrize("dtype", OF_CONVOLUTIONS)
+def test_128_channels_of_the_vae_take_the_tile_that_is_theirs(dtype: str) -> None:
+    sizes = {"images": 1, "height": 1024, "width": 1024, "channels": 256, "filters": 128}
+    first = tactics(three(dtype=dtype, **sizes), CHIP)[0]
+    assert isinstance(first, Sm90Convolution)
+    assert first.cut.name == "2x256x128 1"

@@ -364,7 +364,7 @@ def test_only_what_suits_is_offered() -> None:
         (2048, 1280, 5120, "none", "2x128x160 1"),
         (2048, 10240, 1280, "geglu", "2x128x160_turns 1"),
         (8192, 5120, 640, "geglu", "2x128x160_turns 1"),
-        (8192, 640, 2560, "none", "2x128x160 1"),
+        (8192, 640, 2560, "none", "2x256x160 1"),
     ],
 )
 def test_the_first_choice_fills_the_chip(
