@@ -140,6 +140,8 @@ class Made:
             of = operation
             sources = random(of.images, of.height, of.width, of.channels)
             weight = random(of.filters, *of.kernel, of.channels, scale=scale)
+            if of.doubled:
+                weight = _rounded(conv.doubled_filters(weight), dtype)
             residual = epilogue["residual"]
             shaped = (of.images, *of.output_size, columns)
             truth = conv.reference(
