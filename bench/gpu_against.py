@@ -60,6 +60,6 @@ def told(sink: Sink, command: list[str]) -> str:
 
 
 def _ort_sees_a_gpu() -> bool:
-    import onnxruntime
+    from diffusion_rt.engines.ort.library import import_library
 
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return "CUDAExecutionProvider" in import_library().get_available_providers()

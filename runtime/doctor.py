@@ -20,6 +20,7 @@ from diffusion_rt.command import plain
 from diffusion_rt.engines.device.needs import LEAST_ARCH, LEAST_CUDA
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.ort.library import import_library
 from diffusion_rt.runtime import doctor_gpu
 from diffusion_rt.runtime.finding import Check, Finding, size, version_of
 from diffusion_rt.runtime.memory import available
@@ -123,10 +124,12 @@ def onnx_runtime() -> list[Finding]:
             )
         ]
     (name,) = have
-    if trouble := _import_trouble("onnxruntime"):
+    try:
+        providers = import_library().get_available_providers()
+    except Exception as error:  # a broken wheel may raise anything
+        trouble = f"importing onnxruntime fails: {error}"
         repair = f"pip install --force-reinstall {name}"
         return [Finding("wrong", "ONNX Runtime", f"{found}; {trouble}", repair)]
-    providers = importlib.import_module("onnxruntime").get_available_providers()
     short = [p.removesuffix("ExecutionProvider") for p in providers]
     line = Finding("ok", "ONNX Runtime", f"{found}; providers: {', '.join(short)}")
     if "CUDA" in short:

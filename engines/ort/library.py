@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,9 +54,9 @@ class Session(Protocol):
 
 
 def load_library() -> Any:
-    """The onnxruntime package; BadInput where it is not installed."""
+    """The onnxruntime package, silent; BadInput where it is not installed."""
     try:
-        library = importlib.import_module("onnxruntime")
+        library = import_library()
     except ImportError as missing:
         raise BadInput(
             f"engine ort: onnxruntime cannot be imported ({first_line(missing)}); "
@@ -64,6 +65,22 @@ def load_library() -> Any:
     library.set_default_logger_severity(_FATAL)
     library.disable_telemetry_events()
     return library
+
+
+def import_library() -> Any:
+    """The onnxruntime package as it is; every import of it in this program is this one.
+
+    Its telemetry begins while it is imported, with a file in the user's cache and a look-up of its
+    host: only the environment can forbid that. A user who set the variable decides. Raises what
+    importing raises; an interruption, which its C++ part wraps in an ImportError, as itself.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+            raise error.__cause__ from None
+        raise
 
 
 def check_provider(library: Any, provider: Provider) -> None:
