@@ -8,9 +8,20 @@ from diffusion_rt.engines.errors import BadInput
 
 
 def cache_path(name: str) -> Path:
-    """Where the folder of that name is, or would be made."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "diffusion-rt" / name
+    """Where the folder of that name is, or would be made; BadInput for a user without a home."""
+    return user_cache() / "diffusion-rt" / name
+
+
+def user_cache() -> Path:
+    """The user's cache folder, by XDG's rule; BadInput where none can be told."""
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and no such user in the system's list, as in a container
+        raise BadInput(
+            f"user {os.getuid()} has no home for a cache; set XDG_CACHE_HOME to a folder"
+        ) from None
 
 
 def cache_folder(name: str) -> Path:

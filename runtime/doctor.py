@@ -17,6 +17,7 @@ from typing import Literal
 
 from diffusion_rt import __version__
 from diffusion_rt.command import plain
+from diffusion_rt.engines.cache_folder import user_cache
 from diffusion_rt.engines.device.needs import LEAST_ARCH, LEAST_CUDA
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
@@ -224,8 +225,10 @@ def disk() -> list[Finding]:
 
 def caches() -> list[Finding]:
     """The folders that export downloads to and that artefacts may go to."""
-    home = Path.home()
-    base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    try:
+        base = user_cache()
+    except BadInput as error:
+        return [Finding("absent", "cache", str(error), "set XDG_CACHE_HOME")]
     hub = Path(os.environ.get("HF_HOME") or base / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or hub / "hub")
     return [_cache("cache", base / "diffusion-rt"), _cache("hub cache", hub)]
@@ -307,7 +310,7 @@ def _import_trouble(module: str) -> str:
 
 def _cache(subject: str, folder: Path) -> Finding:
     nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
+    while not os.access(nearest, os.F_OK) and nearest != nearest.parent:  # missing, or hidden
         nearest = nearest.parent
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         variable = "XDG_CACHE_HOME" if subject == "cache" else "HF_HOME"

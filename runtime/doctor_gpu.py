@@ -63,14 +63,18 @@ def kernel_compiler() -> list[Finding]:
 
 def kernel_cache() -> list[Finding]:
     """Compiled kernels: they are run, so nobody else may write there."""
-    folder = cache_path("kernels")
-    if not folder.is_dir():
+    fix = "make it a folder of yours, or set XDG_CACHE_HOME"
+    try:
+        folder = cache_path("kernels")
+        there = folder.is_dir()
+    except (BadInput, OSError) as error:
+        return [Finding("absent", "kernel cache", f"cannot be used: {error}", fix)]
+    if not there:
         return [Finding("ok", "kernel cache", f"{folder}, made when needed")]
     if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         found = f"{folder} can be written by others; kernels from there are not run"
         return [Finding("absent", "kernel cache", found, f"chmod go-w {shlex.quote(str(folder))}")]
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        fix = "make it a folder of yours, or set XDG_CACHE_HOME"
         return [Finding("absent", "kernel cache", f"{folder} cannot be read and written", fix)]
     files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
     return [Finding("ok", "kernel cache", f"{folder}, kernels: {len(files)}, {size(sum(files))}")]

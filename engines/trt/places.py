@@ -66,20 +66,18 @@ def has_plans(model: ModelFolder) -> bool:
 
 
 def folders_of(model: ModelFolder) -> list[Path]:
-    """Every folder of plans for this model, for whatever machine."""
-    return [
-        folder
-        for place in _places(model)
-        if place.is_dir()
-        for folder in sorted(place.iterdir())
-        if folder.is_dir()
-    ]
+    """Every folder of plans for this model, for whatever machine; none where none can be read."""
+    folders = []
+    for place in _places(model):
+        with suppress(OSError):  # not there, or somebody else's
+            folders += [folder for folder in sorted(place.iterdir()) if folder.is_dir()]
+    return folders
 
 
 def _places(model: ModelFolder) -> list[Path]:
     places = [model.path / "engines" / "trt"]
-    if cache_path("trt").is_dir():
-        with suppress(BadInput):  # a cache that cannot be trusted; build says so
+    with suppress(BadInput, OSError):  # no cache, or one that cannot be trusted; build says so
+        if cache_path("trt").is_dir():
             places.append(_cached(model))
     return places
 

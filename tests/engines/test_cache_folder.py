@@ -53,3 +53,16 @@ def test_a_file_in_the_way(home: Path) -> None:
     (home / "cache").write_text("")
     with pytest.raises(BadInput, match=r"cannot be made \(.*\); set XDG_CACHE_HOME"):
         cache_folder("kernels")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a number that its list of users does not hold."""
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert cache_folder("kernels").is_dir()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(BadInput, match=r"has no home for a cache; set XDG_CACHE_HOME"):
+        cache_folder("kernels")

@@ -1,6 +1,7 @@
 """Which engine is taken, why, and that nothing heavy is imported to find out."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -185,3 +186,38 @@ def test_choosing_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("home", ["closed", None])
+def test_a_user_whose_home_cannot_be_used_draws_all_the_same(
+    home: str | None, tmp_path: Path
+) -> None:
+    """In a child that is not root; None is a user without a home, as in a container."""
+    if home is None and os.getuid():
+        pytest.skip("only root can become a user that the system does not list")
+    (tmp_path / "closed").mkdir(mode=0o000)
+    code = (
+        "import os\n"
+        "from diffusion_rt.engines.choose import choose\n"
+        "from diffusion_rt.engines.model_folder import open_model\n"
+        "from diffusion_rt.engines.trt.ready import built\n"
+        "from diffusion_rt.runtime import doctor, doctor_gpu\n"
+        "model = open_model(doctor.SHIPPED)\n"
+        "choose(model=model)\n"  # imports what it needs, which the child may not
+        "os.getuid() or os.setuid(54321)\n"
+        "print(built(model), choose(model=model).engine)\n"
+        "findings = [*doctor.caches(), *doctor_gpu.kernel_cache()]\n"
+        "print({finding.state for finding in findings})\n"
+    )
+    variables = {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    if home is not None:
+        variables["HOME"] = str(tmp_path / home)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "False ort\n{'absent'}\n", done.stderr
