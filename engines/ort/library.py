@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
-from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory, shown
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -109,6 +109,13 @@ def open_session(
     With `profile` it writes what each operator took, when the session ends, to a file whose name
     begins so.
     """
+    folder = str(file.parent)
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"{shown(folder)}: onnxruntime takes no path that is not UTF-8; rename the folder"
+        ) from None
     library = load_library()
     check_provider(library, provider)
     options = library.SessionOptions()
@@ -121,9 +128,7 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(file.parent)
-    )
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
     with translated(file.name):

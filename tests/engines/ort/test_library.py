@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.ort.library import load_library
+from diffusion_rt.engines.ort.library import load_library, open_session
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,3 +63,9 @@ def test_a_broken_install_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(BadInput, match=r"onnxruntime cannot be imported \(libfoo\.so: not found\)"):
         load_library()
+
+
+def test_a_folder_whose_name_is_no_text_is_refused() -> None:
+    file = Path(os.fsdecode(b"/models/\xff/unet.onnx"))
+    with pytest.raises(BadInput, match="takes no path that is not UTF-8; rename the folder"):
+        open_session(b"", file, provider="cpu", threads=1, entries={})
