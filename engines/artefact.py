@@ -34,13 +34,14 @@ _FULL = {
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """Write a file that appears under `path` when the block ends, or not at all.
 
     The bytes go to a temporary name in the same folder, are forced to the disk and renamed. What
     ends the block early (an error, Ctrl-C, a full disk) removes them and leaves an older file at
     `path` as it was. A symbolic link at `path` is replaced, not followed. Raises BadInput where
     the folder cannot be written or has no room, and where `path` is a folder, a device or a pipe.
+    Unless `replace`, a file that is there when the block ends stays: FileExistsError.
     """
     _check_place(path)
     partial = path.parent / f".diffusion-rt-{secrets.token_hex(8)}.partial"
@@ -50,7 +51,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            partial.replace(path)
+            if replace:
+                partial.replace(path)
+            else:
+                _publish(partial, path)
         finally:
             file.raw.close()  # not file.close(): after a failure nothing more may be written
         _sync_folder(path.parent)
@@ -61,6 +65,23 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         if reason:
             raise BadInput(f"{path} cannot be written: {reason}") from None
         raise
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Rename a file where nothing has its new name; FileExistsError where something has."""
+    try:
+        os.link(partial, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here: an empty file takes the name, ours takes its place
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        try:
+            partial.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+    else:
+        partial.unlink()
 
 
 def _check_place(path: Path) -> None:

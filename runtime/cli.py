@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from diffusion_rt.command import Parser, plain
+from diffusion_rt.command import Parser, escaped
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.runtime.flags import add_flags, byte_size, request_of, whole
-from diffusion_rt.runtime.output import check_output, pictures
+from diffusion_rt.runtime.output import check_output
 from diffusion_rt.runtime.progress import progress_bars
 
 LONGEST_PROMPT = 1 << 20  # bytes read from standard input
@@ -25,7 +26,8 @@ GENERATE = """examples:
   diffusion-rt generate -- "-- a prompt that begins with a dash"
 
 Every setting is stored in the PNG; `diffusion-rt inspect FILE` prints the command that draws it
-again. Exit status: 0, 2 for bad input, 1 for a fault, 130 after Ctrl-C.
+again. Exit status: 0, 2 for bad input, 1 for a fault, 130 after Ctrl-C, 143 after SIGTERM, 141
+where the reader of standard output left.
 """
 INSPECT = """examples:
   diffusion-rt inspect picture-1.png      settings, and the command that draws it again
@@ -45,7 +47,7 @@ def generate(argv: Sequence[str]) -> int:
     check_output(found.output, request.num_images_per_prompt, overwrite=found.overwrite)
 
     from diffusion_rt.engines.choose import choose
-    from diffusion_rt.runtime.picture import save_png
+    from diffusion_rt.runtime.picture import save_pictures
     from diffusion_rt.runtime.pipeline import Pipeline
 
     choose(found.engine, provider=found.provider)  # a wrong name is told before a file is read
@@ -65,19 +67,23 @@ def generate(argv: Sequence[str]) -> int:
                 print(f"memory at most {forecast.told(found.memory)}", file=sys.stderr)
         with progress_bars(quiet=found.format == "json") as progress:
             result = pipeline.generate(request, progress=progress)
-    paths = pictures(found.output, len(result.images))
-    for image, path in zip(result.images, paths, strict=True):
-        save_png(image, path, strip_metadata=found.strip_metadata)
-    seconds = time.perf_counter() - started
+    paths = []
+    for path in save_pictures(
+        result.images,
+        found.output,
+        overwrite=found.overwrite,
+        strip_metadata=found.strip_metadata,
+    ):
+        paths.append(path)
+        if found.format == "text":
+            _print_name(path)
     if found.format == "json":
+        seconds = time.perf_counter() - started
         drawn = [
             {"file": str(path), "seed": seed, "width": image.width, "height": image.height}
             for path, seed, image in zip(paths, result.seeds, result.images, strict=True)
         ]
         print(json.dumps({"images": drawn, "engine": str(choice), "seconds": round(seconds, 3)}))
-    else:
-        for path in paths:
-            print(plain(str(path)))
     return 0
 
 
@@ -133,7 +139,7 @@ def _inspect_plan(found: argparse.Namespace) -> int:
 
 def doctor(argv: Sequence[str]) -> int:
     """Print what this machine has and lacks; 0 where pictures can be drawn, else 1."""
-    parser = Parser(prog="diffusion-rt doctor", description=doctor.__doc__)
+    parser = Parser(prog="diffusion-rt doctor", description=doctor.__doc__, epilog=DOCTOR)
     parser.add_argument("--online", action="store_true", help="also try to reach the hub")
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="also look at the engines built for a model"
@@ -205,6 +211,16 @@ def generate_parser() -> Parser:
     return parser
 
 
+def _print_name(path: Path) -> None:
+    """A file's name at once: as a terminal may show it, else byte by byte, for scripts to use."""
+    if sys.stdout.isatty():
+        print(escaped(str(path)), flush=True)
+    else:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+        sys.stdout.buffer.flush()
+
+
 def _add_format(parser: Parser) -> None:
     parser.add_argument(
         "--format",
@@ -222,6 +238,8 @@ def _prompt(found: argparse.Namespace) -> str:
         raise BadInput(f'the prompt is {problem} one, such as "a red circle"')
     if found.PROMPT != "-":
         return str(given[0])
+    if sys.stdin is None:
+        raise BadInput("standard input is closed, the prompt `-` is read from there; give it one")
     content = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
     if len(content) > LONGEST_PROMPT:
         raise BadInput(f"the prompt on standard input is longer than {LONGEST_PROMPT} bytes")

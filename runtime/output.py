@@ -3,6 +3,8 @@
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 from diffusion_rt.command import shortened
@@ -12,16 +14,18 @@ _NUMBERED = re.compile(r"picture-([0-9]{1,9})\.png")
 _PROBE = 1 << 16  # bytes that must fit before any work is begun
 
 
-def check_output(output: str, count: int, *, overwrite: bool) -> None:
+def check_output(output: str, images: int, *, overwrite: bool) -> None:
     """Refuse now what could not be written later.
 
     `output` is a name that ends in .png, or a folder for files named `picture-N.png`. The folder
-    must exist, take a file and have some room; a file that is there is kept unless `overwrite`.
+    must exist (but for the last of a path that ends in a slash, which is made when the pictures
+    are drawn), take a file and have some room; a file that is there is kept unless `overwrite`.
     """
-    paths = pictures(output, count)
+    paths = list(islice(names(output, images), images))
     folder = paths[0].parent
-    if not folder.is_dir():
-        raise BadInput(f"--output {shortened(output)}: there is no folder {folder}; make it first")
+    place = folder.parent if output.endswith("/") and not os.path.lexists(folder) else folder
+    if not place.is_dir():
+        raise BadInput(f"output {shortened(output)}: there is no folder {place}; make it first")
     for path in paths:
         try:
             path.lstat()
@@ -30,11 +34,11 @@ def check_output(output: str, count: int, *, overwrite: bool) -> None:
         except OSError as error:
             raise _unwritable(output, error) from None
         if not path.is_file():
-            raise BadInput(f"--output: {path} is no regular file; choose another name")
+            raise BadInput(f"output: {path} is no regular file; choose another name")
         if not overwrite:
-            raise BadInput(f"--output: {path} exists; choose another name or add --overwrite")
+            raise BadInput(f"output: {path} exists; choose another name or add --overwrite")
     try:
-        with tempfile.TemporaryFile(dir=folder) as probe:
+        with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(_PROBE))
             probe.flush()
             os.fsync(probe.fileno())
@@ -42,32 +46,37 @@ def check_output(output: str, count: int, *, overwrite: bool) -> None:
         raise _unwritable(output, error) from None
 
 
-def pictures(output: str, count: int) -> list[Path]:
-    """The path of each picture: NAME.png, NAME-1.png … NAME-N.png, or FOLDER/picture-N.png.
+def names(output: str, images: int) -> Iterator[Path]:
+    """Names for pictures: NAME.png, NAME-1.png … NAME-N.png, or FOLDER/picture-N.png without end.
 
     In a folder the numbers go on after the highest one there. Raises BadInput for another suffix.
     """
     path = Path(output)
     if "\0" in output:
-        raise BadInput("--output holds a NUL character, which no file name can")
-    if output.endswith("/") or _is_folder(path):
-        first = 1 + _highest(path)
-        return [path / f"picture-{first + i}.png" for i in range(count)]
+        raise BadInput("output holds a NUL character, which no file name can")
+    if is_folder(output):
+        return (path / f"picture-{i}.png" for i in count(1 + _highest(path)))
     if path.suffix.lower() != ".png":
         raise BadInput(
-            f"--output {shortened(output)!r} ends in no .png, the one format there is; "
-            f"try {shortened(path.stem or 'picture')}.png"
+            f"output {shortened(output)!r} ends in no .png, the one format there is; "
+            f"try {shortened(_stem(path))}.png"
         )
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, count + 1)]
+    if images == 1:
+        return iter([path])
+    return (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, images + 1))
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(output: str) -> bool:
+    """Whether pictures get numbered names in the folder `output`."""
     try:
-        return path.is_dir()
+        return output.endswith("/") or Path(output).is_dir()
     except OSError:  # a name too long, say; `check_output` says so
         return False
+
+
+def _stem(path: Path) -> str:
+    """The name without its suffix; `picture` where nothing is left of `-` or `.png`."""
+    return path.stem if path.stem.strip("-.") not in ("", "png") else "picture"
 
 
 def _highest(folder: Path) -> int:
@@ -80,6 +89,4 @@ def _highest(folder: Path) -> int:
 
 def _unwritable(output: str, error: OSError) -> BadInput:
     reason = (error.strerror or "unknown error").lower()
-    return BadInput(
-        f"--output {shortened(output)} cannot be written: {reason}; choose another place"
-    )
+    return BadInput(f"output {shortened(output)} cannot be written: {reason}; choose another place")

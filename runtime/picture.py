@@ -5,6 +5,7 @@ Two texts are stored: `parameters`, as AUTOMATIC1111 writes it and many programs
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from diffusion_rt.engines.artefact import writing
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.typed_json import Between, Line, Sha256, decode, encode
+from diffusion_rt.runtime.output import is_folder, names
 from diffusion_rt.runtime.parameters import parameters
 from diffusion_rt.runtime.png_text import read_png_text
 from diffusion_rt.runtime.request import Request
@@ -71,10 +73,48 @@ def describe(
     }
 
 
-def save_png(image: Image.Image, path: Path, *, strip_metadata: bool = False) -> None:
+def save_pictures(
+    images: Sequence[Image.Image],
+    output: str,
+    *,
+    overwrite: bool = False,
+    strip_metadata: bool = False,
+) -> Iterator[Path]:
+    """Save each picture, and give its path as soon as it is there.
+
+    `output` is as for `check_output`. A file that has appeared meanwhile is kept: in a folder the
+    next number is taken, elsewhere BadInput is raised unless `overwrite`.
+    """
+    numbered = is_folder(output)
+    free = names(output, len(images))
+    if numbered:
+        Path(output).mkdir(exist_ok=True)
+    for image in images:
+        for path in free:
+            try:
+                save_png(
+                    image,
+                    path,
+                    strip_metadata=strip_metadata,
+                    overwrite=overwrite and not numbered,
+                )
+            except FileExistsError:
+                if numbered:
+                    continue
+                raise BadInput(
+                    f"output: {path} exists and is kept; choose another name or ask to overwrite it"
+                ) from None
+            yield path
+            break
+
+
+def save_png(
+    image: Image.Image, path: Path, *, strip_metadata: bool = False, overwrite: bool = True
+) -> None:
     """Write a picture whole or not at all, with the texts of `describe` unless they are stripped.
 
-    Nothing else of `Image.info` is stored. Raises BadInput where the file cannot be written.
+    Nothing else of `Image.info` is stored. Raises BadInput where the file cannot be written, and
+    FileExistsError where it exists and is not to be overwritten.
     """
     texts = PngInfo()
     if not strip_metadata:
@@ -83,7 +123,7 @@ def save_png(image: Image.Image, path: Path, *, strip_metadata: bool = False) ->
                 add(key, image.info[key])
     bare = image.copy()
     bare.info = {}
-    with writing(path) as file:
+    with writing(path, replace=overwrite) as file:
         bare.save(file, "PNG", pnginfo=texts, compress_level=1)  # 6 takes twice as long for 10 %
 
 

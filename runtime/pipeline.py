@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os import fspath
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -23,7 +24,7 @@ from diffusion_rt.runtime.decode import Decoder
 from diffusion_rt.runtime.denoise import Guidance, denoise, denoise_on_device
 from diffusion_rt.runtime.memory import Fit, Tiling, budget, fit, fit_device
 from diffusion_rt.runtime.noise import NoiseSource, make_noise
-from diffusion_rt.runtime.picture import describe
+from diffusion_rt.runtime.picture import describe, save_pictures
 from diffusion_rt.runtime.plan import Plan
 from diffusion_rt.runtime.request import Request
 from diffusion_rt.runtime.samplers import make_plan, sampler_name
@@ -47,6 +48,20 @@ class Result:
     seeds: tuple[int, ...]
     request: Request  # as asked for, with every choice the model made filled in
     seconds: Mapping[str, float]  # by stage
+
+    def save(
+        self, output: str | Path, *, overwrite: bool = False, strip_metadata: bool = False
+    ) -> list[Path]:
+        """Save the pictures as `generate --output` does, with their settings; their paths.
+
+        `output` is a name that ends in .png (several pictures: NAME-1.png …), or a folder, for
+        picture-1.png and so on; one that ends in a slash is made. Raises BadInput where a file
+        exists, unless `overwrite`, or cannot be written.
+        """
+        saved = save_pictures(
+            self.images, fspath(output), overwrite=overwrite, strip_metadata=strip_metadata
+        )
+        return list(saved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,10 +52,13 @@ def shortened(text: str, limit: int = 80) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` in one line, with each character that could move a terminal's cursor escaped."""
-    return "".join(
-        _escaped(c) if unicodedata.category(c) in _UNSAFE else c for c in shortened(text, _LONGEST)
-    )
+    """`text` in one line that is safe to print, shortened where it is very long."""
+    return escaped(shortened(text, _LONGEST))
+
+
+def escaped(text: str) -> str:
+    """`text` with each character escaped that could move a terminal's cursor, or hides text."""
+    return "".join(_escaped(c) if unicodedata.category(c) in _UNSAFE else c for c in text)
 
 
 def _escaped(character: str) -> str:

@@ -323,3 +323,36 @@ def test_a_damaged_note_does_not_hide_the_lock(tmp_path: Path, note: bytes) -> N
         (tmp_path / ".diffusion-rt.lock").write_bytes(note)
         with pytest.raises(BadInput, match="in use by another process"), locked(tmp_path, "y"):
             pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_appears_meanwhile_is_kept(
+    links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a file system without hard links."""
+
+    def no_link(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    path = tmp_path / "a.bin"
+
+    def write(content: bytes, appears: bytes | None) -> None:
+        with writing(path, replace=False) as file:
+            file.write(content)
+            if appears is not None:
+                path.write_bytes(appears)
+
+    with pytest.raises(FileExistsError):
+        write(b"late", appears=b"first")
+    assert (path.read_bytes(), names(tmp_path)) == (b"first", ["a.bin"])
+    path.unlink()
+    write(b"alone", appears=None)
+    assert (path.read_bytes(), names(tmp_path)) == (b"alone", ["a.bin"])
+    assert path.stat().st_nlink == 1
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises(FileExistsError):
+        write(b"late", appears=None)
+    assert names(tmp_path) == ["a.bin"]

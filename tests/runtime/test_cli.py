@@ -20,7 +20,7 @@ from PIL import Image
 
 from diffusion_rt.__main__ import main
 from diffusion_rt.engines.errors import Fault
-from diffusion_rt.runtime import pipeline
+from diffusion_rt.runtime import output, picture, pipeline
 from diffusion_rt.runtime.request import Request
 
 SRC = Path(__file__).parents[2] / "src"
@@ -214,6 +214,73 @@ def test_overwriting_is_asked_for(folder: Path) -> None:
     assert main(["generate", "x", "--output", "a.png", "--overwrite"]) == 0
     with Image.open("a.png") as image:
         assert image.size == (16, 8)
+
+
+def meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let somebody else's file appear while the picture is drawn."""
+    draw = StandIn.generate
+
+    def generate(self: StandIn, request: Request, **options: Any) -> pipeline.Result:
+        path.write_text("theirs")
+        return draw(self, request, **options)
+
+    monkeypatch.setattr(StandIn, "generate", generate)
+
+
+def test_a_file_that_appears_while_drawing_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meanwhile(folder / "a-2.png", monkeypatch)
+    assert main(["generate", "x", "--output=a.png", "--images=3"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "a-1.png\n"  # what was saved before is told
+    assert "a-2.png exists and is kept; choose another name" in err
+    assert (folder / "a-2.png").read_text() == "theirs"
+    assert main(["generate", "x", "--output=a.png", "--images=3", "--overwrite"]) == 0
+    assert (folder / "a-2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_runs_that_number_their_pictures_take_different_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meant = output.names
+    monkeypatch.setattr(picture, "names", lambda *asked: _late(meant(*asked)))
+
+    def _late(names: Any) -> Any:
+        for count, path in enumerate(names):
+            if count == 0:
+                path.write_text("theirs")
+            yield path
+
+    assert main(["generate", "x", "--output=new/", "--images=2", "--overwrite"]) == 0
+    assert capsys.readouterr().out == "new/picture-2.png\nnew/picture-3.png\n"
+    assert (folder / "new" / "picture-1.png").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["🧑‍🚀.png", "\udcff.png", f"{'d' * 200}/" * 6 + "a.png"])
+def test_a_name_on_standard_output_can_be_used(
+    name: str, folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    assert main(["generate", "x", "--output", name]) == 0
+    out = capfdbinary.readouterr().out
+    assert Path(os.fsdecode(out.removesuffix(b"\n"))).is_file()
+
+
+def test_a_terminal_is_shown_no_control_characters(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["generate", "x", "--output", "a\x1b[2J.png"]) == 0
+    assert capsys.readouterr().out == "a\\x1b[2J.png\n"
+
+
+def test_closed_standard_input_is_no_prompt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["generate", "-"]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
 
 
 def start(folder: Path, *argv: str, **options: Any) -> "subprocess.Popen[str]":

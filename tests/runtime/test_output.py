@@ -5,28 +5,38 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.runtime.output import check_output, pictures
+from diffusion_rt.runtime.output import check_output, is_folder, names
 
 
-def names(output: str, count: int) -> list[str]:
-    return [path.name for path in pictures(output, count)]
+def pictures(output: str, count: int) -> list[Path]:
+    return list(islice(names(output, count), count))
 
 
 def test_one_picture_has_the_name_given_and_several_are_numbered(tmp_path: Path) -> None:
     assert pictures(f"{tmp_path}/a.png", 1) == [tmp_path / "a.png"]
-    assert names(f"{tmp_path}/a.b.PNG", 3) == ["a.b-1.PNG", "a.b-2.PNG", "a.b-3.PNG"]
+    several = [tmp_path / "a.b-1.PNG", tmp_path / "a.b-2.PNG", tmp_path / "a.b-3.PNG"]
+    assert list(names(f"{tmp_path}/a.b.PNG", 3)) == several
 
 
 def test_a_folder_is_filled_after_its_highest_number(tmp_path: Path) -> None:
-    assert names(str(tmp_path), 2) == ["picture-1.png", "picture-2.png"]
+    assert pictures(str(tmp_path), 2) == [tmp_path / "picture-1.png", tmp_path / "picture-2.png"]
     for name in ("picture-2.png", "picture-10.png", "picture-x.png", "other-99.png"):
         (tmp_path / name).touch()
-    assert names(f"{tmp_path}/", 2) == ["picture-11.png", "picture-12.png"]
+    more = [tmp_path / "picture-11.png", tmp_path / "picture-12.png"]
+    assert pictures(f"{tmp_path}/", 2) == more
+
+
+def test_the_last_folder_of_a_path_with_a_slash_may_be_missing(tmp_path: Path) -> None:
+    check_output(f"{tmp_path}/stars/", 1, overwrite=False)
+    assert pictures(f"{tmp_path}/stars/", 1) == [tmp_path / "stars" / "picture-1.png"]
+    assert is_folder(f"{tmp_path}/stars/")
+    assert list(tmp_path.iterdir()) == []  # made when there is something to put there
 
 
 @pytest.mark.parametrize(
@@ -34,10 +44,13 @@ def test_a_folder_is_filled_after_its_highest_number(tmp_path: Path) -> None:
     [
         ("a.jpg", "ends in no .png, the one format there is; try a.png"),
         ("a", "try a.png"),
-        ("-", "ends in no .png"),
+        ("-", "'-' ends in no .png, the one format there is; try picture.png"),
+        (".png", "'.png' ends in no .png, the one format there is; try picture.png"),
         ("a\0.png", "NUL"),
         ("none/a.png", "there is no folder"),
-        ("none/", "there is no folder"),
+        ("none/deeper/", "there is no folder"),
+        ("file/", "there is no folder"),
+        ("link.png/", "there is no folder"),
         ("file/a.png", "there is no folder"),
         ("here.png", "here.png exists; choose another name or add --overwrite"),
         ("link.png", "link.png is no regular file"),
@@ -45,14 +58,17 @@ def test_a_folder_is_filled_after_its_highest_number(tmp_path: Path) -> None:
         ("loop/a.png", "there is no folder"),
     ],
 )
-def test_a_place_that_will_not_do(name: str, message: str, tmp_path: Path) -> None:
+def test_a_place_that_will_not_do(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "here.png").write_text("mine")
     (tmp_path / "file").touch()
     (tmp_path / "link.png").symlink_to("nowhere.png")
     (tmp_path / "loop").symlink_to("loop")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(BadInput) as caught:
-        check_output(f"{tmp_path}/{name}", 1, overwrite=False)
+        check_output(name, 1, overwrite=False)
     assert message in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "here.png").read_text() == "mine"
@@ -113,5 +129,5 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert "BadInput: --output ./ cannot be written: permission denied" in done.stderr
+    assert "BadInput: output ./ cannot be written: permission denied" in done.stderr
     assert list(tmp_path.iterdir()) == []

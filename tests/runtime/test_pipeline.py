@@ -16,7 +16,7 @@ from diffusion_rt.engines.protocol import Buffers, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.runtime import memory
 from diffusion_rt.runtime.memory import decoder_bytes, unet_bytes
-from diffusion_rt.runtime.picture import OURS, parse_metadata
+from diffusion_rt.runtime.picture import OURS, parse_metadata, read_metadata
 from diffusion_rt.runtime.pipeline import Pipeline, Result
 from diffusion_rt.runtime.request import Request
 from support.exported import ExportedModel
@@ -297,3 +297,18 @@ def test_a_picture_that_memory_cannot_hold_is_refused_before_any_engine_is_opene
 def test_the_folder_must_be_a_model(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a model folder"):
         Pipeline.open(tmp_path)
+
+
+def test_a_result_is_saved_with_its_settings(make: Callable[..., Pipeline], tmp_path: Path) -> None:
+    with make() as pipeline:
+        result = pipeline.generate(request(num_images_per_prompt=2))
+    saved = result.save(tmp_path / "a.png")
+    assert saved == [tmp_path / "a-1.png", tmp_path / "a-2.png"]
+    assert [read_metadata(path).request.seed for path in saved] == [3, 4]
+    with pytest.raises(BadInput, match="exists and is kept"):
+        result.save(f"{tmp_path}/a.png")
+    assert result.save(f"{tmp_path}/a.png", overwrite=True) == saved
+    (bare, _) = result.save(f"{tmp_path}/new/", strip_metadata=True)
+    assert bare == tmp_path / "new" / "picture-1.png"
+    with pytest.raises(BadInput, match="does not say how it was drawn"):
+        read_metadata(bare)
