@@ -45,7 +45,7 @@ class ModelFolder:
         if precision not in variants:
             raise BadInput(
                 f"{self.path} has no {precision} graph of {graph}, only {', '.join(variants)}; "
-                f"export it again with --dtype {precision}"
+                "export it again without --dtype, which writes both"
             )
         return variants[precision]
 

@@ -88,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
-        help="write the graphs for this arithmetic only; default: for both",
+        help="write the graphs for this arithmetic only, and remove those for the other; "
+        "default: for both",
     )
     parser.add_argument(
         "--variant",

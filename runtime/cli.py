@@ -44,6 +44,10 @@ def generate(argv: Sequence[str]) -> int:
     found = generate_parser().read(argv)
     found.prompt = _prompt(found)
     request = request_of(found)
+    if found.engine == "null":
+        raise BadInput(
+            "engine null computes nothing and is for tests; take auto, ort, trt or native"
+        )
     check_output(found.output, request.num_images_per_prompt, overwrite=found.overwrite)
 
     from diffusion_rt.engines.choose import choose

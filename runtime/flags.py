@@ -11,6 +11,29 @@ from diffusion_rt.runtime.request import EMPHASES, RNGS, SIGMAS, SPACINGS, Reque
 
 LEAST_MEMORY = 1 << 20  # bytes: a number without a unit is a slip of the pen
 
+# Those of runtime/samplers, which needs NumPy; a test holds the two to each other.
+SAMPLER_NAMES = (
+    "euler",
+    "euler-a",
+    "heun",
+    "dpm2",
+    "dpm2-a",
+    "lms",
+    "dpmpp-2m",
+    "dpmpp-3m",
+    "dpmpp-2m-sde",
+    "dpmpp-3m-sde",
+    "dpmpp-2s",
+    "dpmpp-2s-a",
+    "deis",
+    "unipc",
+    "pndm",
+    "ddim",
+    "ddpm",
+    "lcm",
+    "tcd",
+)
+
 _BYTES = re.compile(r"([0-9]{1,12}|[0-9]{1,6}\.[0-9]{1,6})\s?([KMGT]?)(?:i?B)?", re.ASCII | re.I)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -105,7 +128,7 @@ FLAGS: dict[str, dict[str, Flag]] = {
         ),
         "guidance_scale": Flag(number, "SCALE", "how closely to follow the prompt; 1 is off"),
         "guidance_rescale": Flag(number, "PHI", "0 to 1: against overexposure; default: 0"),
-        "sampler": Flag(str, "NAME", "such as euler, ddim, dpmpp-2m; default: the model's"),
+        "sampler": Flag(str, "NAME", f"{', '.join(SAMPLER_NAMES)}; default: the model's"),
         "spacing": Flag(str, "NAME", f"of the timesteps: {', '.join(SPACINGS)}"),
         "sigmas": Flag(
             noise_levels, "NAME|LIST", f"{', '.join(SIGMAS)}; or noise levels such as 14.6,5.1,0.9"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.runtime import cephes
-from diffusion_rt.runtime.request import RNGS, nearest
+from diffusion_rt.runtime.request import RNGS, way_out
 
 Normal = NDArray[np.float32]
 Words = NDArray[np.uint32]
@@ -37,7 +37,7 @@ def make_noise(kind: str, seed: int) -> NoiseSource:
         return TorchNoise(seed)
     if kind == "nv":
         return PhiloxNoise(seed)
-    raise BadInput(f"rng={kind!r} is not known; did you mean {nearest(str(kind), RNGS)!r}?")
+    raise BadInput(f"rng={kind!r} is not known; {way_out(str(kind), RNGS)}")
 
 
 class TorchNoise:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from os import fspath
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_rt.engines.choose import open_backend
-from diffusion_rt.engines.errors import OutOfMemory
+from diffusion_rt.engines.errors import BadInput, OutOfMemory, shown
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.runtime.conditioning import Conditioner, Conditioning
@@ -94,6 +94,8 @@ class Pipeline:
         holds as long as the pipeline, so that a request is always cut in the same way. `memory` is
         the budget of device memory that `backend` was opened with.
         """
+        if tiling not in get_args(Tiling):
+            raise BadInput(f"tiling {shown(tiling)} is unknown; one of auto, on, off")
         self.folder = folder
         self.backend = backend
         self._tiling = tiling
@@ -152,6 +154,9 @@ class Pipeline:
 
         Raises BadInput where the model cannot take the request or memory cannot hold it.
         """
+        if not isinstance(request, Request):
+            kind = type(request).__name__
+            raise BadInput(f"generate takes a Request, got {kind}; write Request(prompt='…')")
         manifest, defaults = self.folder.manifest, self.folder.manifest.defaults
         width, height = request.width or defaults.width, request.height or defaults.height
         steps, scale = request.num_inference_steps, request.guidance_scale

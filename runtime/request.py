@@ -1,6 +1,5 @@
 """What a user asks for: one prompt, its settings, and what is wrong with them if anything is."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -60,6 +59,8 @@ class Request:
     negative_target_size: Size | None = None
 
     def __post_init__(self) -> None:
+        for name in self.__slots__:
+            object.__setattr__(self, name, _python(getattr(self, name)))
         for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
             _text(name, getattr(self, name), optional=name != "prompt")
         for name in ("width", "height"):
@@ -121,10 +122,22 @@ class Request:
         return [(start + i) % (MAX_SEED + 1) for i in range(self.num_images_per_prompt)]
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The known name most like `name`, for an error's way out."""
-    close = get_close_matches(name, names, n=1, cutoff=0.0)
-    return close[0] if close else names[0]
+def nearest(name: str, names: Sequence[str]) -> str | None:
+    """The known name that is like `name`; None where none is."""
+    return next(iter(get_close_matches(name, names, n=1, cutoff=0.5)), None)
+
+
+def way_out(name: str, names: Sequence[str]) -> str:
+    """What an error says after an unknown name: the one that is like it, or all there are."""
+    close = nearest(name, names)
+    return f"did you mean {close!r}?" if close else f"one of {', '.join(names)}"
+
+
+def _python(value: Any) -> Any:
+    """A number of NumPy's as Python's own, in a tuple too; all else as it is."""
+    if isinstance(value, tuple):
+        return tuple(map(_python, value))
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _text(name: str, value: Any, *, optional: bool) -> None:
@@ -154,7 +167,7 @@ def _whole(name: str, value: Any, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise BadInput(f"{name}={value!r} is no whole number; give {least} to {most}")
     if not least <= value <= most:
-        raise BadInput(f"{name}={value} is out of range; give {least} to {most}")
+        raise BadInput(f"{name}={_told(value)} is out of range; give {least} to {most}")
 
 
 def _number(name: str, value: Any, least: float, most: float) -> None:
@@ -162,14 +175,20 @@ def _number(name: str, value: Any, least: float, most: float) -> None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadInput(f"{name}={value!r} is no number; give {least:g} to {most:g}")
-    if not (math.isfinite(value) and least <= value <= most):
-        raise BadInput(f"{name}={value} is out of range; give {least:g} to {most:g}")
+    if not least <= value <= most:  # nor is NaN
+        raise BadInput(f"{name}={_told(value)} is out of range; give {least:g} to {most:g}")
+
+
+def _told(value: float) -> str:
+    """A number in a message; Python refuses to write the longest."""
+    return "a huge number" if isinstance(value, int) and abs(value) >= 1 << 128 else str(value)
 
 
 def _choice(name: str, value: Any, choices: Sequence[str], *, optional: bool = False) -> None:
     if value in choices or (optional and value is None):
         return
-    hint = f"did you mean {nearest(value, choices)!r}? " if isinstance(value, str) else ""
+    close = nearest(value, choices) if isinstance(value, str) else None
+    hint = f"did you mean {close!r}? " if close else ""
     raise BadInput(f"{name}={value!r} is not known; {hint}one of {', '.join(choices)}")
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import ScheduleRecord
-from diffusion_rt.runtime.request import MAX_STEPS, SIGMAS, nearest
+from diffusion_rt.runtime.request import MAX_STEPS, SIGMAS, way_out
 
 Vector = NDArray[np.float64]
 
@@ -223,7 +223,7 @@ class Schedule:
         if name == "ays":
             levels = align_your_steps(steps)[:-1]
             return self.timestep_at(levels), levels
-        raise BadInput(f"sigmas={name!r} is not known; did you mean {nearest(name, SIGMAS)!r}?")
+        raise BadInput(f"sigmas={name!r} is not known; {way_out(name, SIGMAS)}")
 
 
 def karras(low: float, high: float, steps: int) -> Vector:

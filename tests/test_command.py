@@ -13,7 +13,7 @@ from diffusion_rt.engines.errors import BadInput
 def parser() -> Parser:
     made = Parser(prog="diffusion-rt try")
     made.add_argument("DIR", nargs="?")
-    made.add_argument("--steps", type=int)
+    made.add_argument("--steps", "--num-inference-steps", type=int)
     made.add_argument("--negative-prompt")
     return made
 
@@ -28,7 +28,7 @@ def parser() -> Parser:
         (["a", "red", "circle"], "'red' is one argument too many; quote a text that has blanks"),
         (["--steps"], "--steps needs a value; one that begins with a dash is written --steps=VAL"),
         (["--negative-prompt", "-x"], "written --negative-prompt=VALUE"),
-        (["--steps", "many"], "--steps: invalid int value: 'many'"),
+        (["--steps", "many"], "--steps/--num-inference-steps: invalid int value: 'many'"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_way_out(argv: list[str], message: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import ScheduleRecord
 from diffusion_rt.runtime.plan import Plan
-from diffusion_rt.runtime.request import SIGMAS, SPACINGS, nearest
+from diffusion_rt.runtime.request import SIGMAS, SPACINGS, nearest, way_out
 from diffusion_rt.runtime.samplers.registry import ALIASES, SAMPLERS, Sampler
 from diffusion_rt.runtime.samplers.run import Options, Run
 from diffusion_rt.runtime.schedule import Levels, Schedule
@@ -91,9 +91,7 @@ def make_plan(
     )
     spacing = chosen.spacing or spacing or record.timestep_spacing
     if spacing not in (*SPACINGS, chosen.spacing):
-        raise BadInput(
-            f"spacing={spacing!r} is not known; did you mean {nearest(str(spacing), SPACINGS)!r}?"
-        )
+        raise BadInput(f"spacing={spacing!r} is not known; {way_out(str(spacing), SPACINGS)}")
     schedule = Schedule(record)
     levels = schedule.levels(
         chosen.grid,
@@ -187,8 +185,9 @@ def _resolve(name: str) -> tuple[str, str | None]:
         for family in SIGMAS
         if "sigmas" in SAMPLERS[own].takes
     }
-    close = known[nearest(plain, list(known))]
-    raise BadInput(f"sampler {name[:60]!r} is not known; did you mean {close!r}?")
+    close = nearest(plain, list(known))
+    hint = f"did you mean {known[close]!r}?" if close else f"one of {', '.join(SAMPLERS)}"
+    raise BadInput(f"sampler {name[:60]!r} is not known; {hint}")
 
 
 def _normal(name: str) -> str:

@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise BadInput where argparse would print its usage and exit."""
         if message.endswith("expected one argument"):
-            flag = message.removeprefix("argument ").split(":")[0].split("/")[-1]
+            flag = message.removeprefix("argument ").split(":")[0].split("/")[0]
             message = f"{flag} needs a value; one that begins with a dash is written {flag}=VALUE"
         elif message.startswith("the following arguments are required: "):
             missing = message.removeprefix("the following arguments are required: ")

@@ -169,6 +169,8 @@ def test_any_prompt_can_be_given(
         (["x", "--engine", "tensorrt"], "engine"),
         (["x", "--engine", "trt"], "engine trt"),
         (["x", "--engine", "native"], "native"),
+        (["x", "--engine", "null"], "engine null computes nothing"),
+        (["x", "--steps"], "--steps needs a value"),
         (["x", "--provider", "rocm"], "provider"),
         (["x", "--threads", "two"], "--threads: 'two' is no whole number"),
         (["x", "--vae-tiling", "maybe"], "--vae-tiling: invalid choice: 'maybe'"),

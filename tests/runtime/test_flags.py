@@ -4,14 +4,16 @@ import argparse
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_rt.command import Parser
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.runtime.flags import FLAGS, add_flags, byte_size, request_of
+from diffusion_rt.runtime.flags import FLAGS, SAMPLER_NAMES, add_flags, byte_size, request_of
 from diffusion_rt.runtime.request import EMPHASES, RNGS, SIGMAS, SPACINGS, Request
+from diffusion_rt.runtime.samplers import SAMPLERS
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 FLOATS = st.floats(0, 1e6)
@@ -126,7 +128,8 @@ def test_what_is_left_out_is_left_to_the_model() -> None:
         ("--sigmas=karas", "did you mean 'karras'?"),
         ("--sigmas=1,nan", "sigmas=nan is out of range"),
         ("--sigmas=", "--sigmas: '' is no number"),
-        ("--rng=gpu", "rng='gpu' is not known"),
+        ("--rng=gpu", "rng='gpu' is not known; did you mean 'cpu'?"),
+        ("--rng=zzz", "rng='zzz' is not known; one of cpu, nv"),
         ("--emphasis=loud", "emphasis='loud' is not known"),
         ("--original-size=1024", "--original-size: '1024' is no two whole numbers; write them as"),
         ("--original-size=1024x", "--original-size: '' is no whole number"),
@@ -139,6 +142,32 @@ def test_a_bad_value_is_named_with_what_would_do(argv: str, message: str) -> Non
         read("--prompt=x", argv)
     assert message in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_the_help_names_every_sampler() -> None:
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+    assert f"{SAMPLER_NAMES[-1]}; default" in " ".join(parser().format_help().split())
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given: dict[str, Any] = {
+        "seed": np.int64(7),
+        "guidance_scale": np.float32(1.5),
+        "target_size": (np.int32(8), 8),
+    }
+    asked = Request(prompt="x", **given)
+    assert asked == Request(prompt="x", seed=7, guidance_scale=1.5, target_size=(8, 8))
+    assert [type(n) for n in (asked.seed, asked.guidance_scale)] == [int, float]
+    given["seed"] = np.bool_(True)
+    with pytest.raises(BadInput, match="is no whole number"):
+        Request(prompt="x", **given)
+
+
+@pytest.mark.parametrize("field", ["width", "guidance_scale", "seed", "eta"])
+@pytest.mark.parametrize("power", [400, 5000])
+def test_a_huge_number_is_out_of_range(field: str, power: int) -> None:
+    with pytest.raises(BadInput, match=f"^{field}=a huge number is out of range"):
+        Request(prompt="x", **{field: 10**power})
 
 
 def test_the_help_has_a_line_for_each_flag() -> None:

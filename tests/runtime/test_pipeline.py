@@ -312,3 +312,11 @@ def test_a_result_is_saved_with_its_settings(make: Callable[..., Pipeline], tmp_
     assert bare == tmp_path / "new" / "picture-1.png"
     with pytest.raises(BadInput, match="does not say how it was drawn"):
         read_metadata(bare)
+
+
+def test_what_is_no_request_or_no_tiling_is_told(make: Callable[..., Pipeline]) -> None:
+    wrong: Any = "a red circle"
+    with make() as pipeline, pytest.raises(BadInput, match="takes a Request, got str; write Req"):
+        pipeline.generate(wrong)
+    with pytest.raises(BadInput, match='tiling "maybe" is unknown; one of auto, on, off'):
+        make(tiling="maybe")
