@@ -264,10 +264,10 @@ def test_tiles_are_used_where_asked_for(
     seen: list[tuple[int, ...]] = []
     bind = Watched.bind
 
-    def spy(self: Watched, buffers: Buffers) -> None:
+    def spy(self: Watched, buffers: Buffers, only: Entries | None = None) -> None:
         if self.graph == "vae_decoder":
             seen.append(buffers["latent"].shape)
-        bind(self, buffers)
+        bind(self, buffers, only)
 
     monkeypatch.setattr(Watched, "bind", spy)
     asked = request(width=256, height=136)
