@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from diffusion_rt.bench.architectures import EXPORTABLE, FULL, XL, narrow
-from diffusion_rt.bench.checkpoint import make_checkpoint, shapes_of
+from diffusion_rt.bench.checkpoint import make_checkpoint, shapes_of, write_weights
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.export.checkpoint import open_checkpoint
 
@@ -49,10 +50,10 @@ class Largest:
 def test_diffusers_draws_with_it_and_nothing_grows_beyond_float16(
     name: str, tmp_path: Path
 ) -> None:
-    """A narrow network of full depth; its weights keep activations at their size at any width."""
+    """A narrow network of full depth, computed in float16."""
     folder = tmp_path / "narrow"
     make_checkpoint(folder, narrow(FULL[name]))
-    pipeline: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline: Any = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float16)
     pipeline.set_progress_bar_config(disable=True)
     assert type(pipeline).__name__ == FULL[name].pipeline
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -75,6 +76,41 @@ def test_diffusers_draws_with_it_and_nothing_grows_beyond_float16(
     assert images.std() > 0.05, "a picture, not a plane"
     for part, largest in seen.items():
         assert 1 < largest.value < LARGEST, part
+
+
+@pytest.mark.parametrize("name", ["sdxl-base", "sd-1.5"])
+def test_nothing_grows_beyond_float16_at_full_width(name: str, tmp_path: Path) -> None:
+    """The widest level with attention by itself, of less depth, computed in float16."""
+    whole = FULL[name].unet
+    heads = whole["attention_head_dim"]
+    config = {
+        **whole,
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "block_out_channels": whole["block_out_channels"][-1:],
+        "attention_head_dim": heads if isinstance(heads, int) else heads[-1:],
+        "transformer_layers_per_block": 2,
+        "layers_per_block": 1,
+    }
+    shapes = shapes_of(UNet2DConditionModel.from_config, config)
+    write_weights(tmp_path / "unet.safetensors", shapes)
+    with torch.device("meta"):
+        network: Any = UNet2DConditionModel.from_config(config)
+    network.load_state_dict(load_file(tmp_path / "unet.safetensors"), assign=True)
+    seen = Largest(network)
+    draw = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw).half()
+
+    added = {"text_embeds": noise(1, 1280), "time_ids": torch.full((1, 6), 1024.0)}
+    with torch.no_grad():
+        context = noise(1, 77, config["cross_attention_dim"])
+        given = {"added_cond_kwargs": added} if "addition_embed_type" in config else {}
+        found = network(noise(1, 4, 4, 4), 601.0, encoder_hidden_states=context, **given).sample
+    assert torch.isfinite(found).all()
+    assert 0.05 < found.float().std() < 20
+    assert 1 < seen.value < LARGEST
 
 
 @pytest.mark.parametrize("name", FULL)
