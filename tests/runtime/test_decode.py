@@ -293,6 +293,14 @@ def test_a_decoder_on_a_device_is_prepared_for_one_pass_and_the_engine_for_tiles
     assert not device.open
 
 
+def test_a_size_that_is_refused_leaves_the_one_before_it_usable() -> None:
+    decoder, _ = small(1024, BadInput)
+    before = decoder.decode(latent(16, 16), None)
+    with pytest.raises(BadInput, match="40x64 does not fit"):
+        decoder.prepare((40, 64), None)
+    np.testing.assert_array_equal(decoder.decode(latent(16, 16), None), before)
+
+
 def test_what_has_no_memory_yet_is_given_back_and_cut_when_it_is_decoded() -> None:
     decoder, opened = small(1024)
     assert not decoder.prepare((40, 64), None)
