@@ -246,6 +246,7 @@ class Pipeline:
         with watch("text"):
             self._check_size(job)
             progress("text", 0, 1)
+            self._prepare_decoder(job)
             conditioning = self._condition(job)
             progress("text", 1, 1)
         with watch("denoise"):
@@ -267,14 +268,18 @@ class Pipeline:
         )
 
     def _check_size(self, job: Job) -> None:
-        """Raise BadInput for a size that an engine does not take, before anything is drawn.
-
-        The decoder is opened here where it fits. It wants the most of the memory that engines
-        share, and what is captured before that grows has to be captured again.
-        """
+        """Raise BadInput for a size that the UNet does not take, before anything is loaded."""
         if self._denoiser is not None:
             tokens = self._texts().tokens(job.request, guided=job.guidance.rows == 2)
             self._most_images(job, tokens, len(job.seeds))
+
+    def _prepare_decoder(self, job: Job) -> None:
+        """Raise BadInput for a size that the decoder does not take, before anything is drawn.
+
+        It is bound where it fits: it wants the most of the memory that engines of a device share,
+        and what is captured before that grows has to be captured again.
+        """
+        if self._denoiser is not None:
             _, height, width = job.room.latent_shape
             if self._decoder.prepare((height, width), job.room.tile):
                 self._holding.add("decode")

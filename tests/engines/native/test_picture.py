@@ -203,15 +203,15 @@ def test_a_size_that_no_kernel_takes_is_heard_before_anything_is_drawn(
     model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = open_native(model, precision="float32", gpu=simulated_gpu(arch=80))
-    heard: list[str] = []
+    heard: list[tuple[str, int, int]] = []
     with Pipeline(model, backend) as pipeline:
         for most, graph, side in ((20, "unet_step", 32), (33, "vae_decoder", 48)):
             monkeypatch.setattr("diffusion_rt.kernels.attention.MOST_TOKENS", most)
             with pytest.raises(NoKernel, match=rf"^{graph}: .* 1 to {most} taken.*--engine ort$"):
                 pipeline.generate(
-                    asked(width=side, height=side), progress=lambda *event: heard.append(event[0])
+                    asked(width=side, height=side), progress=lambda *event: heard.append(event)
                 )
-    assert heard == []
+    assert heard == [("text", 0, 1)]
 
 
 def test_a_size_that_no_kernel_decodes_is_decoded_in_tiles(
