@@ -154,14 +154,22 @@ def open_backend(
     threads: int | None = None,
     provider: str | None = None,
     memory: int | None = None,
+    trust: bool = False,
 ) -> Backend:
     """The backend for a model folder, as `choose` settles it.
 
     `precision` is that of the arithmetic; None takes what engines were built in, float16 on a GPU
     if the folder has it, else float32. `threads` is for the host's cores; None takes all that this
     process may use. `memory` is the most device memory, in bytes, that the native engine may take.
-    Raises BadInput where the engine is unknown, not installed or not for this machine.
+    `trust` lets TensorRT run the engines of this folder whoever built them, now and later. Raises
+    BadInput where the engine is unknown, not installed or not for this machine.
     """
+    if trust:
+        if engine not in ("auto", "trt"):
+            raise BadInput(f"trust is for engines that TensorRT built; engine {engine} has none")
+        from diffusion_rt.engines.trt.places import trust_plans
+
+        trust_plans(folder)
     choice = choose(engine, provider=provider, model=folder)
     if choice.provider == "host":
         from diffusion_rt.engines.native.backend import open_host

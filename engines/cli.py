@@ -199,7 +199,8 @@ def add_tensorrt_arguments(group: "argparse._ArgumentGroup") -> None:
         "--trust",
         action="store_true",
         default=None,
-        help="run engines in DIR that somebody else built, where they fit: they are native code",
+        help="keep engines of DIR that somebody else built, where they fit, and run them: they are "
+        "native code; remembered for these very files",
     )
 
 

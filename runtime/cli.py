@@ -63,6 +63,7 @@ def generate(argv: Sequence[str]) -> int:
         provider=found.provider,
         tiling=found.vae_tiling,
         memory=found.memory,
+        trust=found.trust,
     ) as pipeline:
         choice = choose(found.engine, provider=found.provider, model=pipeline.folder)
         if found.format == "text":
@@ -205,6 +206,12 @@ def generate_parser() -> Parser:
         type=byte_size,
         metavar="SIZE",
         help="device memory that the native engine may take, such as 8G; default: all there is",
+    )
+    group.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the model's TensorRT engines though somebody else built them: they are native "
+        "code; remembered for these very files",
     )
     group.add_argument(
         "--vae-tiling",

@@ -124,17 +124,21 @@ class Pipeline:
         provider: str | None = None,
         tiling: Tiling = "auto",
         memory: int | None = None,
+        trust: bool = False,
     ) -> Self:
         """Open an exported model folder, or the small one that ships where `model` is None.
 
         `engine` is `auto`, `ort`, `trt` or `native`; `provider` is ONNX Runtime's device, `cpu` or
         `cuda`. `tiling` says whether the VAE decodes in tiles (`on`, `off`); `auto` does where one
         pass would not fit the memory there is. `memory` is how many bytes of device memory the
-        native engine may take at most. Raises BadInput where folder or engine cannot be used, and
-        where memory cannot hold the weights.
+        native engine may take at most. TensorRT engines are native code: those that somebody else
+        built run only with `trust`, which is remembered for these very files. Raises BadInput where
+        folder or engine cannot be used, and where memory cannot hold the weights.
         """
         folder = open_model(SHIPPED if model is None else Path(model))
-        backend = open_backend(folder, engine, threads=threads, provider=provider, memory=memory)
+        backend = open_backend(
+            folder, engine, threads=threads, provider=provider, memory=memory, trust=trust
+        )
         on_host = provider != "cuda" and backend.denoiser() is None
         room = budget(folder) if on_host else None  # the host's memory, not a GPU's
         return cls(folder, backend, tiling=tiling, room=room, memory=memory)

@@ -16,15 +16,13 @@ from diffusion_rt.engines.trt.apart import run_apart
 from diffusion_rt.engines.trt.key import Key, Machine, differences
 from diffusion_rt.engines.trt.library import require_tensorrt, version_of
 from diffusion_rt.engines.trt.options import WIDE_ATTENTION_FROM, Options
-from diffusion_rt.engines.trt.places import folder_to_build
+from diffusion_rt.engines.trt.places import folder_to_build, trust_plans
 from diffusion_rt.engines.trt.plan_file import (
     Constant,
-    NotOurs,
     PlanHeader,
     open_plan,
     plan_path,
     read_header,
-    trust_plan,
     write_plan,
 )
 from diffusion_rt.engines.trt.prepare import Prepared, prepare
@@ -98,9 +96,9 @@ def build(
     with locked(folder, "building engines", key="build"):
         remove_partials(folder)
         _verify(model, report)
-        maker = _Maker(
-            model, coverage, options, device, machine, folder, made_by, trust, report, say
-        )
+        for path in trust_plans(model) if trust else ():
+            say(f"{path}: trusted from now on")
+        maker = _Maker(model, coverage, options, device, machine, folder, made_by, report, say)
         wanted = [g for g in GRAPHS if g in (graphs or model.manifest.graphs)]
         built = tuple(maker.make(graph, force=force) for graph in wanted)
     maker.tell_of_timings()
@@ -146,7 +144,6 @@ class _Maker:
     machine: Machine
     folder: Path
     made_by: str
-    trust: bool
     report: Report
     say: Say
     timings: TimingCache | None = None
@@ -208,15 +205,8 @@ class _Maker:
                 done += count
                 self.report("check", done, total)
 
-            try:
-                with open_plan(self.folder, graph, progress):
-                    return header, []
-            except NotOurs:
-                if not self.trust:
-                    raise
-            trust_plan(self.folder, graph, progress)
-            self.say(f"{graph}: trusted from now on")
-            return header, []
+            with open_plan(self.folder, graph, progress):
+                return header, []
         except BadInput as damaged:
             return None, [str(damaged)]
 

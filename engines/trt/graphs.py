@@ -1,6 +1,6 @@
 """The plans of a model folder, as the graphs of a device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -147,29 +147,54 @@ class TrtGraphs:
 
 
 def find_plans(model: ModelFolder, machine: Machine) -> dict[str, tuple[Path, PlanHeader]]:
-    """For each graph the folder of the best plan for a machine, and its header.
+    """For each graph the folder of its plan for a machine, and its header.
 
-    Raises BadInput where a graph that drawing needs has none; the reason is that of a plan there
-    is.
+    All are of one kind: the most specific that has what drawing needs. Raises BadInput where none
+    has; the reason is that of a plan there is.
     """
-    found: dict[str, tuple[Path, PlanHeader]] = {}
-    folders = folders_to_load(model, machine)
+    reason: BadInput | None = None
+    for folders in folders_to_load(model, machine):
+        try:
+            return _find_all(folders, model, machine)
+        except BadInput as error:
+            reason = reason or error
+    raise reason or BadInput(f"engine trt: {_none_built(model)}")
+
+
+def _find_all(
+    folders: Sequence[Path], model: ModelFolder, machine: Machine
+) -> dict[str, tuple[Path, PlanHeader]]:
+    found = {}
     for graph in model.manifest.graphs:
-        unusable: BadInput | None = None
-        for folder in folders:
-            try:
-                header = read_header(folder, graph)
-                if header is None:
-                    continue
-                check_usable(header, plan_path(folder, graph), model, machine)
-            except BadInput as error:
-                unusable = unusable or error
-                continue
-            found[graph] = (folder, header)
-            break
-        if graph not in found and graph not in OPTIONAL:
-            raise unusable or BadInput(f"engine trt: {graph}: {_none_built(model)}")
+        try:
+            found[graph] = _find(folders, graph, model, machine)
+        except BadInput:
+            if graph not in OPTIONAL:
+                raise
     return found
+
+
+def _find(
+    folders: Sequence[Path], graph: str, model: ModelFolder, machine: Machine
+) -> tuple[Path, PlanHeader]:
+    """Of the plans of a graph that can be used the one that was written last."""
+    unusable: BadInput | None = None
+    for folder in sorted(folders, key=lambda folder: _written(folder, graph), reverse=True):
+        try:
+            header = read_header(folder, graph, ours=True)
+            if header is not None:
+                check_usable(header, plan_path(folder, graph), model, machine)
+                return folder, header
+        except BadInput as error:
+            unusable = unusable or error
+    raise unusable or BadInput(f"engine trt: {graph}: {_none_built(model)}")
+
+
+def _written(folder: Path, graph: str) -> int:
+    try:
+        return plan_path(folder, graph).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _none_built(model: ModelFolder) -> str:

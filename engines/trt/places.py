@@ -10,7 +10,7 @@ from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.options import Compatibility
-from diffusion_rt.engines.trt.plan_file import is_ours
+from diffusion_rt.engines.trt.plan_file import is_ours, plan_path, trust_plan
 
 
 def target_name(machine: Machine, compatibility: Compatibility) -> str:
@@ -46,23 +46,36 @@ def folder_to_build(model: ModelFolder, machine: Machine, compatibility: Compati
     return folder
 
 
-def folders_to_load(model: ModelFolder, machine: Machine) -> list[Path]:
-    """Folders that may hold plans for a machine, the most specific first; only those there are.
+def folders_to_load(model: ModelFolder, machine: Machine) -> list[list[Path]]:
+    """Folders that may hold plans for a machine, by kind, the most specific kind first.
 
-    Plans in the model's own folder come before those of the same name in the cache. What lies in
-    them is held against the machine by `plan_file.check_usable`.
+    Only those there are: of a kind one in the model's own folder, or in the cache, or both. What
+    lies in them is held against the machine by `plan_file.check_usable`.
     """
     places = _places(model)
     kinds: tuple[Compatibility, ...] = ("none", "same", "ampere+")
     names = [target_name(machine, compatibility) for compatibility in kinds]
-    folders = [place / name for name in names for place in places]
-    return [folder for folder in folders if folder.is_dir()]
+    found = [[place / name for place in places if (place / name).is_dir()] for name in names]
+    return [folders for folders in found if folders]
 
 
 def has_plans(model: ModelFolder) -> bool:
     """Whether a UNet's plan of this user's lies anywhere for this model, for whatever machine."""
     folders = [f for f in folders_of(model) if (f / "unet_step.plan").exists()]
     return any(is_ours(folder, "unet_step") for folder in folders)
+
+
+def trust_plans(model: ModelFolder) -> list[Path]:
+    """Trust every plan of this model, whoever built it; those that were not trusted before.
+
+    Raises BadInput where that cannot be noted.
+    """
+    return [
+        plan_path(folder, graph)
+        for folder in folders_of(model)
+        for graph in model.manifest.graphs
+        if trust_plan(folder, graph)
+    ]
 
 
 def folders_of(model: ModelFolder) -> list[Path]:

@@ -5,13 +5,12 @@
          8      4  version of this layout, little-endian
         12      4  length of the header
         16     32  sha256 of the header
-        48     32  seal of the user who built it, over that hash
-        80      …  header: JSON of `PlanHeader`, with the sha256 of the plan
+        48      …  header: JSON of `PlanHeader`, with the sha256 of the plan
                    zeros to the next multiple of 4096
                 …  the plan, to the end of the file
 
 A plan is native code that TensorRT would run without a check of its own: not one byte of it is
-shown to TensorRT before its hash is verified, and the seal on the hash.
+shown to TensorRT before its hash is verified, and that it is one this user built or trusts.
 """
 
 import errno
@@ -32,8 +31,8 @@ from diffusion_rt.engines.artefact import Progress, read_exactly, reading, writi
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.spec import TensorSpec
-from diffusion_rt.engines.trt import seal
 from diffusion_rt.engines.trt.key import Key, Machine
+from diffusion_rt.engines.trt.trust import is_trusted, trust
 from diffusion_rt.engines.typed_json import (
     Between,
     Line,
@@ -45,12 +44,12 @@ from diffusion_rt.engines.typed_json import (
 )
 
 MAGIC = b"DRT-PLAN"
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 MAX_HEADER = 4_000_000
 MAX_PLAN = 1 << 40
 
-_FIXED = len(MAGIC) + 4 + 4 + 32 + seal.BYTES
+_FIXED = len(MAGIC) + 4 + 4 + 32
 _BLOCK = 8 << 20
 
 Bytes = Annotated[int, Between(0, MAX_PLAN)]
@@ -112,7 +111,7 @@ def plan_path(folder: Path, graph: str) -> Path:
 
 
 def write_plan(folder: Path, header: PlanHeader, data: memoryview | bytes) -> Path:
-    """Write the plan of `header.key.graph`, whole or not at all; the file's path.
+    """Write the plan of `header.key.graph`, whole or not at all, and trust it; the file's path.
 
     `data` is what the header says it is, or ValueError. Raises BadInput where the folder cannot be
     written or the disk is full; a plan that was there before then stays.
@@ -124,6 +123,7 @@ def write_plan(folder: Path, header: PlanHeader, data: memoryview | bytes) -> Pa
     text = json.dumps(encode(header), separators=(",", ":")).encode()
     if len(text) > MAX_HEADER or _parse(text, str(path)) != header:
         raise ValueError("the header would not read back as it is")
+    trust(hashlib.sha256(text).digest())  # before it is there: killed in between, it would be lost
     with writing(path) as file:
         _write_all(file, _start(text))
         for start in range(0, view.nbytes, _BLOCK):
@@ -131,64 +131,71 @@ def write_plan(folder: Path, header: PlanHeader, data: memoryview | bytes) -> Pa
     return path
 
 
-def read_header(folder: Path, graph: str) -> PlanHeader | None:
+def read_header(folder: Path, graph: str, *, ours: bool = False) -> PlanHeader | None:
     """What the plan of a graph says of itself; None where there is none.
 
-    The plan's own bytes are not read, only counted, and its seal is not looked at. Raises BadInput
-    where the file is damaged.
+    The plan's own bytes are not read, only counted. Raises BadInput where the file is damaged, and
+    with `ours` NotOurs where this user neither built nor trusts it.
     """
     path = plan_path(folder, graph)
     if not os.path.lexists(path):
         return None
     with reading(path, follow_links=False) as file:
-        return _read_start(file, path, graph).header
+        start = _read_start(file, path, graph)
+    if ours:
+        _check_ours(start, path)
+    return start.header
 
 
 def is_ours(folder: Path, graph: str) -> bool:
     """Whether there is a plan of a graph that this user built or trusts, by its header alone."""
-    path = plan_path(folder, graph)
     try:
-        with reading(path, follow_links=False) as file:
-            start = _read_start(file, path, graph)
-        return seal.is_ours(start.digest, start.seal)
+        return read_header(folder, graph, ours=True) is not None
     except BadInput:
         return False
 
 
 @contextmanager
 def open_plan(folder: Path, graph: str, progress: Progress | None = None) -> Iterator[Plan]:
-    """The plan of a graph, mapped, its seal and its hash verified, for the block.
+    """The plan of a graph, mapped, its hash verified, for the block.
 
-    `progress` hears of the bytes hashed. Raises BadInput where there is none, where this user has
-    not built it (nor called `trust_plan`), and where one byte of it is not as it was written.
+    `progress` hears of the bytes hashed. Raises BadInput where there is none, NotOurs where this
+    user neither built nor trusts it, and BadInput where one byte of it is not as it was written.
     """
     path = plan_path(folder, graph)
     if not os.path.lexists(path):
         raise BadInput(f"{path}: no such plan; make it by diffusion-rt build DIR --engine trt")
     with reading(path, follow_links=False) as file:
         start = _read_start(file, path, graph)
-        if not seal.is_ours(start.digest, start.seal):
-            raise NotOurs(
-                f"{path} was not built by you here, and a plan is code that is run; build it "
-                "again, or where you know its builder: diffusion-rt build DIR --engine trt --trust"
-            )
+        _check_ours(start, path)
         with _mapped(file, path, start, progress) as plan:
             yield plan
 
 
-def trust_plan(folder: Path, graph: str, progress: Progress | None = None) -> bool:
-    """Put this user's seal on the plan of a graph; False where it bears it already.
+def trust_plan(folder: Path, graph: str) -> bool:
+    """Trust the plan of a graph as it is now; whether there is one that was not trusted before.
 
-    Raises BadInput where there is none, or one byte of it is not as it was written.
+    Its own bytes are held against its header when it is opened. Raises BadInput where the trust
+    cannot be noted.
     """
     path = plan_path(folder, graph)
-    with reading(path, follow_links=False) as file:
-        start = _read_start(file, path, graph)
-        if seal.is_ours(start.digest, start.seal):
-            return False
-        with _mapped(file, path, start, progress) as plan:
-            write_plan(folder, plan.header, plan.data)
+    try:
+        with reading(path, follow_links=False) as file:
+            digest = _read_start(file, path, graph).digest
+    except BadInput:  # none, or a damaged one, which whoever opens it is told
+        return False
+    if is_trusted(digest):
+        return False
+    trust(digest)
     return True
+
+
+def _check_ours(start: "_Start", path: Path) -> None:
+    if not is_trusted(start.digest):
+        raise NotOurs(
+            f"{path} was not built by you here, and a plan is native code that is run; build it "
+            "again, or where you trust its builder say so: --trust, in Python trust=True"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +204,6 @@ class _Start:
 
     header: PlanHeader
     digest: bytes  # of the header
-    seal: bytes
     offset: int  # where the plan starts
 
 
@@ -261,20 +267,18 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _start(text: bytes) -> bytes:
     """All bytes of a file before its plan."""
-    digest = hashlib.sha256(text).digest()
     head = (
         MAGIC
         + VERSION.to_bytes(4, "little")
         + len(text).to_bytes(4, "little")
-        + digest
-        + seal.seal_of(digest)
+        + hashlib.sha256(text).digest()
         + text
     )
     return head + bytes(-len(head) % PAGE)
 
 
 def _read_start(file: io.FileIO, path: Path, graph: str) -> _Start:
-    """What stands before the plan in an open file; the seal is not looked at."""
+    """What stands before the plan in an open file."""
     size = os.fstat(file.fileno()).st_size
     if size < _FIXED:
         raise BadInput(_damaged(path, f"it is cut short at {size} bytes"))
@@ -293,7 +297,7 @@ def _read_start(file: io.FileIO, path: Path, graph: str) -> _Start:
         raise BadInput(_damaged(path, f"its header does not fit its {size} bytes"))
     text = read_exactly(file, length, path)
     digest = hashlib.sha256(text).digest()
-    if digest != fixed[16:48]:
+    if digest != fixed[16:]:
         raise BadInput(_damaged(path, "its header changed since it was written (sha256)"))
     if any(read_exactly(file, offset - _FIXED - length, path)):
         raise BadInput(_damaged(path, "bytes between header and plan"))
@@ -302,7 +306,7 @@ def _read_start(file: io.FileIO, path: Path, graph: str) -> _Start:
         raise BadInput(f"{path} holds the plan of {header.key.graph}; build both again")
     if offset + header.plan_bytes != size:
         raise BadInput(_damaged(path, f"{size} bytes, wants {offset + header.plan_bytes}"))
-    return _Start(header, digest, fixed[48:], offset)
+    return _Start(header, digest, offset)
 
 
 def _parse(text: bytes, what: str) -> PlanHeader:

@@ -23,7 +23,7 @@ def missing(model: ModelFolder | None) -> str | None:
         look = shlex.join(["diffusion-rt", "doctor", "--model", str(model.path)])
         return (
             f"the engines of {model.manifest.name} are damaged, or built by somebody else; {look} "
-            f"says which, and this builds them anew: {build_command(model)}"
+            f"says which, --trust runs the latter, this builds them anew: {build_command(model)}"
         )
     return f"no engine is built for {model.manifest.name}; run: {build_command(model)}"
 

@@ -106,7 +106,10 @@ def test_engine_flags_reach_the_pipeline(folder: Path) -> None:
         "provider": "cpu",
         "tiling": "on",
         "memory": None,
+        "trust": False,
     }
+    assert main(["generate", "x", "--trust"]) == 0
+    assert StandIn.opened["trust"] is True
 
 
 def test_json_is_one_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """TensorRT, simulated or real, and the shipped model with engines built on it.
 
-The tests have a cache folder of their own: plans are sealed by a key that lies there.
+The tests have a cache folder of their own: what plans are trusted is noted there.
 """
 
 import shutil

@@ -1,6 +1,8 @@
 """The whole path on the simulated TensorRT (`-m trt`: on the real one): build, load, run, draw."""
 
 import hashlib
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from PIL import Image
 
 from diffusion_rt.__main__ import main
 from diffusion_rt.engines import choose
+from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.protocol import AT_ONCE
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
@@ -297,6 +300,67 @@ def test_a_decoder_without_memory_says_so_and_decodes_once_there_is_some(
     np.testing.assert_array_equal(decoder.decode(latent, None), wanted)
     assert decoder.tile is None
     decoder.close()
+
+
+def test_engines_that_somebody_else_built_run_once_they_are_trusted(
+    model: ModelFolder, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """As in a container whose cache folder is new at every start."""
+    monkeypatch.setattr(choose, "_DRIVER", (tmp_path,))
+    monkeypatch.setattr(backend, "open_gpu", lambda: gpu)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = {path: path.read_bytes() for path in model.path.glob("engines/trt/*/*")}
+    command = ["generate", PROMPT, "--model", str(model.path), "--steps", "1"]
+    command += ["--output", str(tmp_path / "a.png"), "--overwrite"]
+    assert main([*command, "--engine", "trt"]) == 2
+    said = capfd.readouterr().err
+    assert "built by somebody else" in said
+    assert "--trust" in said
+    with pytest.raises(BadInput, match=r"was not built by you here.*--trust"):
+        open_trt(model, gpu)
+    assert main([*command, "--engine", "ort", "--trust"]) == 2
+    assert "trust is for engines that TensorRT built" in capfd.readouterr().err
+    assert not (tmp_path / "a.png").exists()
+    for more in (["--engine", "trt", "--trust"], ["--engine", "trt"], []):
+        assert main([*command, *more]) == 0
+        assert "engine trt on cuda" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_which_of_several_plans_runs(
+    model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model's folder could not be written, what was built is in the cache."""
+    from diffusion_rt.engines.trt.graphs import find_plans
+
+    other = copied(tmp_path / "m", model)
+    own = plan_of(other).parent
+    header = read_header(own, "unet_step")
+    assert header is not None
+    cached = cache_folder("trt") / other.sha256[:32] / own.name
+    shutil.copytree(own, cached)
+    for folder, when in ((own, 10), (cached, 20)):
+        for path in folder.iterdir():
+            os.utime(path, (when, when))
+    machine = header.key.machine
+
+    def folders() -> dict[str, Path]:
+        return {graph: folder for graph, (folder, _) in find_plans(other, machine).items()}
+
+    assert set(folders().values()) == {cached}
+    os.utime(plan_of(other), (30, 30))
+    assert folders() == dict.fromkeys(GRAPHS, cached) | {"unet_step": own}
+    with monkeypatch.context() as theirs:
+        theirs.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))
+        evil = hashlib.sha256(b"evil").hexdigest()
+        write_plan(own, replace(header, plan_bytes=4, plan_sha256=evil), b"evil")
+    assert set(folders().values()) == {cached}
+    # Of another kind all are taken, or none: a build may have been interrupted.
+    shutil.copytree(cached, own.parent / "ampere+")
+    assert set(folders().values()) == {cached}
+    (cached / "unet_timestep.plan").unlink()
+    (own / "unet_timestep.plan").unlink()
+    assert set(folders().values()) == {own.parent / "ampere+"}
 
 
 def test_the_command_line(

@@ -33,8 +33,8 @@ def test_plans_for_two_gpus_lie_side_by_side(
     assert mine == model.path / "engines" / "trt" / "sm_90-nvidia-h200"
     anyone = folder_to_build(model, A10, "ampere+")
     same = folder_to_build(model, H100, "same")
-    assert folders_to_load(model, MACHINE) == [mine, same, anyone]
-    assert folders_to_load(model, A10) == [anyone]
+    assert folders_to_load(model, MACHINE) == [[mine], [same], [anyone]]
+    assert folders_to_load(model, A10) == [[anyone]]
 
 
 @contextmanager
@@ -56,6 +56,6 @@ def test_a_model_folder_that_cannot_be_written(
         name = "sm_90-nvidia-h200"
         assert folder == tmp_path / "cache" / "diffusion-rt" / "trt" / model.sha256[:32] / name
         write_plan(folder, header_of(b"plan"), b"plan")
-        assert folders_to_load(model, MACHINE) == [folder]
+        assert folders_to_load(model, MACHINE) == [[folder]]
         with open_plan(folder, "unet_step") as plan:
             assert bytes(plan.data) == b"plan"

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
-from diffusion_rt.engines.trt import seal
 from diffusion_rt.engines.trt.key import Key, Machine, differences
 from diffusion_rt.engines.trt.options import BuilderOptions, Edits
 from diffusion_rt.engines.trt.plan_file import (
@@ -32,7 +31,6 @@ from diffusion_rt.engines.trt.plan_file import (
     write_plan,
 )
 from diffusion_rt.engines.trt.profiles import Range, fixed
-from diffusion_rt.engines.trt.seal import seal_of
 from support.model_folders import make_model_folder
 from support.plans import MACHINE, header_of, key_of
 
@@ -84,6 +82,7 @@ def test_no_changed_byte_goes_unseen(
     path.write_bytes(content)
     with pytest.raises(BadInput) as refused, open_plan(folder, "unet_step"):
         pass
+    assert not isinstance(refused.value, NotOurs)
     assert str(refused.value).startswith(str(path))
     assert "build it again" in str(refused.value)
 
@@ -144,78 +143,76 @@ def test_a_full_disk_leaves_the_older_plan(tmp_path: Path, monkeypatch: pytest.M
     assert [file.name for file in tmp_path.iterdir()] == ["unet_step.plan"]
 
 
+@pytest.fixture
+def own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trusted yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+
+
 @contextmanager
 def another_user(folder: Path) -> Iterator[None]:
-    """A cache folder, and so a key, of somebody else's."""
+    """A cache folder, and so notes of what is trusted, of somebody else's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "theirs"))
         yield
 
 
+@pytest.mark.usefixtures("own_notes")
 def test_a_plan_that_somebody_else_built_is_not_run(tmp_path: Path) -> None:
     with another_user(tmp_path):
-        write_plan(tmp_path, header_of(PLAN), PLAN)
+        path = write_plan(tmp_path, header_of(PLAN), PLAN)
         assert is_ours(tmp_path, "unet_step")
+        assert read_header(tmp_path, "unet_step", ours=True) == header_of(PLAN)
+    content = path.read_bytes()
     assert read_header(tmp_path, "unet_step") == header_of(PLAN)
     assert not is_ours(tmp_path, "unet_step")
-    foreign = r"not built by you here.*--trust"
+    foreign = r"unet_step\.plan was not built by you here.*--trust"
     with pytest.raises(NotOurs, match=foreign), open_plan(tmp_path, "unet_step"):
         pass
+    with pytest.raises(NotOurs, match=foreign):
+        read_header(tmp_path, "unet_step", ours=True)
     assert trust_plan(tmp_path, "unet_step")
     assert not trust_plan(tmp_path, "unet_step")
+    assert path.read_bytes() == content, "to trust a plan is to write nothing to it"
     with open_plan(tmp_path, "unet_step") as plan:
         assert bytes(plan.data) == PLAN
-    with another_user(tmp_path):
+    with another_user(tmp_path / "third"):
         assert not is_ours(tmp_path, "unet_step")
 
 
-def test_a_plan_swapped_with_its_hash_is_not_ours(tmp_path: Path) -> None:
-    """Who can write the folder can make header, hash and plan fit each other; not the seal."""
-    write_plan(tmp_path, header_of(PLAN), PLAN)
-    good = plan_path(tmp_path, "unet_step").read_bytes()
+@pytest.mark.usefixtures("own_notes")
+def test_trust_goes_with_the_bytes_and_nothing_else(tmp_path: Path) -> None:
+    """Who can write the folder can make header, hash and plan fit each other; not what is noted."""
+    path = write_plan(tmp_path, header_of(PLAN), PLAN)
+    (tmp_path / "moved").mkdir()
+    path.rename(plan_path(tmp_path / "moved", "unet_step"))
+    assert is_ours(tmp_path / "moved", "unet_step")
     with another_user(tmp_path):
         write_plan(tmp_path, header_of(b"evil"), b"evil")
-    evil = bytearray(plan_path(tmp_path, "unet_step").read_bytes())
-    evil[48:80] = good[48:80]  # the seal of a plan that is ours
-    plan_path(tmp_path, "unet_step").write_bytes(evil)
     with pytest.raises(NotOurs), open_plan(tmp_path, "unet_step"):
         pass
 
 
-def test_a_damaged_plan_is_not_trusted(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_notes")
+def test_what_is_no_plan_is_not_trusted(tmp_path: Path) -> None:
+    assert not trust_plan(tmp_path, "unet_step")
+    plan_path(tmp_path, "unet_step").write_bytes(b"nonsense")
+    assert not trust_plan(tmp_path, "unet_step")
     with another_user(tmp_path):
         path = write_plan(tmp_path, header_of(PLAN), PLAN)
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[-1] ^= 1  # of the plan, which is looked at before it is run
     path.write_bytes(content)
-    with pytest.raises(BadInput, match="its bytes changed"):
-        trust_plan(tmp_path, "unet_step")
-    assert path.read_bytes() == content
+    trust_plan(tmp_path, "unet_step")
+    with pytest.raises(BadInput, match="its bytes changed"), open_plan(tmp_path, "unet_step"):
+        pass
 
 
-def test_the_key_is_private_and_made_once(tmp_path: Path) -> None:
-    with another_user(tmp_path):
-        seals = {seal_of(bytes(32)) for _ in range(3)}
-        key = tmp_path / "theirs" / "diffusion-rt" / "trt" / "plan.key"
-        assert len(seals) == 1
-        assert key.stat().st_mode & 0o777 == 0o600
-        assert key.parent.stat().st_mode & 0o077 == 0
-        assert [path.name for path in key.parent.iterdir()] == ["plan.key"]
-        key.write_bytes(b"short")
-        with pytest.raises(BadInput, match=r"plan\.key: 5 bytes, wants 32"):
-            seal_of(bytes(32))
-        key.unlink()
-        assert seal_of(bytes(32)) not in seals
-
-
-def test_a_key_that_two_make_at_once(tmp_path: Path) -> None:
-    with another_user(tmp_path):
-        seal_of(bytes(32))
-        folder = tmp_path / "theirs" / "diffusion-rt" / "trt"
-        first = (folder / "plan.key").read_bytes()
-        seal._make(folder / "plan.key")  # as if it had not been there a moment ago
-        assert (folder / "plan.key").read_bytes() == first
-        assert [path.name for path in folder.iterdir()] == ["plan.key"]
+def test_a_plan_that_cannot_be_noted_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("in the way")
+    with another_user(tmp_path), pytest.raises(BadInput, match="set XDG_CACHE_HOME to a folder"):
+        write_plan(tmp_path, header_of(PLAN), PLAN)
+    assert [file.name for file in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.fixture
