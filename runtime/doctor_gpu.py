@@ -16,17 +16,19 @@ from pathlib import Path
 from diffusion_rt.engines.cache_folder import cache_path
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.library import OLDEST
 from diffusion_rt.engines.trt.library import version_of as numbers_of
 from diffusion_rt.engines.trt.places import folders_of
 from diffusion_rt.engines.trt.plan_file import (
+    NotOurs,
     PlanHeader,
     check_usable,
-    is_ours,
     plan_path,
     read_header,
 )
 from diffusion_rt.runtime.finding import Check, Finding, size, version_of
+from diffusion_rt.runtime.nvidia import ask_driver
 
 TIMEOUT_SECONDS = 60.0
 BINDINGS = (
@@ -111,30 +113,51 @@ def plans(folder: Path) -> list[Finding]:
     if not places:
         fix = f"for --engine trt: {_build(model)}"
         findings.append(Finding("absent", "engines", "none built", fix))
+    machine = this_machine() if places else None
     for place in places:
-        findings += _plans_in(place, model)
+        findings += _plans_in(place, model, machine)
     return findings
 
 
-def _plans_in(place: Path, model: ModelFolder) -> list[Finding]:
-    """One line for the plans of one kind of GPU, and one for each that cannot be used."""
-    findings: list[Finding] = []
+def this_machine() -> Machine | None:
+    """The first GPU, its driver and TensorRT, as plans know them; None where one is missing."""
+    driver = ask_driver()
+    if driver is None or driver.cuda is None or not driver.devices:
+        return None
+    version, _ = _try_tensorrt()
+    if version is None:
+        return None
+    device = driver.devices[0]
+    return Machine(
+        gpu=device.name.strip(),
+        arch=10 * device.capability[0] + device.capability[1],
+        driver=".".join(map(str, driver.cuda)),
+        tensorrt=version,
+    )
+
+
+def _plans_in(place: Path, model: ModelFolder, machine: Machine | None) -> list[Finding]:
+    """One line for the plans of one kind of GPU, and one for each reason why some cannot be used.
+
+    Where there is no such machine here, they are held against the one that they were built on.
+    """
     headers: dict[str, PlanHeader] = {}
+    wrong: dict[str, list[BadInput]] = {}
     lacking = []
     for graph in model.manifest.graphs:
+        path = plan_path(place, graph)
         try:
             header = read_header(place, graph)
             if header is None:
                 lacking.append(graph)
                 continue
-            path = plan_path(place, graph)
-            check_usable(header, path, model, header.key.machine)
-            if not is_ours(place, graph):
-                raise BadInput(f"{path} was built by somebody else, and is not run unasked")
+            check_usable(header, path, model, machine or header.key.machine)
+            read_header(place, graph, ours=True)
         except BadInput as error:
-            findings.append(Finding("absent", "engines", str(error), _build(model)))
+            wrong.setdefault(str(error).replace(str(path), ""), []).append(error)
             continue
         headers[graph] = header
+    findings = [_unusable(errors, model) for errors in wrong.values()]
     if headers:
         findings.insert(0, Finding("ok", f"engines {place.name}", _summary(headers)))
     if lacking and headers:
@@ -143,8 +166,17 @@ def _plans_in(place: Path, model: ModelFolder) -> list[Finding]:
     return findings
 
 
+def _unusable(errors: Sequence[BadInput], model: ModelFolder) -> Finding:
+    """What is to be said of plans that all have the same fault."""
+    first, more, fix = errors[0], len(errors) - 1, _build(model)
+    if isinstance(first, NotOurs):
+        fix = f"where you trust its builder: diffusion-rt generate --trust; else {fix}"
+    return Finding("absent", "engines", f"{first} (and {more} more)" if more else str(first), fix)
+
+
 def _summary(headers: dict[str, PlanHeader]) -> str:
-    machines = sorted({f"TensorRT {h.key.machine.tensorrt}" for h in headers.values()})
+    machines = sorted({f"for {h.key.machine.gpu}" for h in headers.values()})
+    machines += sorted({f"TensorRT {h.key.machine.tensorrt}" for h in headers.values()})
     words = [f"{len(headers)} plans", size(sum(h.plan_bytes for h in headers.values())), *machines]
     step = headers.get("unet_step")
     if step is not None:

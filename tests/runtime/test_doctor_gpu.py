@@ -13,6 +13,7 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.trt.build import build
 from diffusion_rt.runtime import doctor_gpu
 from diffusion_rt.runtime.finding import Finding
+from diffusion_rt.runtime.nvidia import Device, Driver
 from diffusion_rt.runtime.pipeline import SHIPPED
 from support.tensorrt_bench import COVERAGE, PLAIN, tensorrt_on
 
@@ -112,18 +113,45 @@ def test_the_engines_of_a_model(model: ModelFolder, monkeypatch: Patch) -> None:
         build(model, COVERAGE, PLAIN, device=gpu.device, made_by="tests", graphs=graphs)
     _, there, lacking = doctor_gpu.plans(model.path)
     assert (there.state, there.subject) == ("ok", "engines sm_90-simulator")
-    for words in ("3 plans", "TensorRT 11.4.0.106", "float32", "128x128, 96x160"):
+    for words in ("3 plans", "for simulator", "TensorRT 11.4.0.106", "float32", "128x128, 96x160"):
         assert words in there.found
     assert "none of text_encoder, text_encoder_2, unet_timestep" in lacking.found
     with monkeypatch.context() as other:
         other.setenv("XDG_CACHE_HOME", str(model.path.parent / "somebody else's"))
         foreign = doctor_gpu.plans(model.path)[1]
-    assert "was built by somebody else, and is not run unasked" in foreign.found
+    assert "was not built by you here" in foreign.found
+    assert "(and 2 more)" in foreign.found
+    assert "diffusion-rt generate --trust; else diffusion-rt build" in foreign.fix
     (plan,) = model.path.glob("engines/trt/*/unet_step.plan")
     plan.write_bytes(plan.read_bytes()[:-1])
     damaged = doctor_gpu.plans(model.path)[2]
     assert "unet_step.plan cannot be used" in damaged.found
     assert damaged.fix == build_command
+
+
+HERE = Driver("580.1", (13, 0), (Device("simulator", (9, 0), 1 << 30, None),))
+
+
+def test_engines_are_held_against_this_machine(model: ModelFolder, monkeypatch: Patch) -> None:
+    with tensorrt_on("simulated") as gpu:
+        graphs = ["unet_step", "unet_prompt"]
+        build(model, COVERAGE, PLAIN, device=gpu.device, made_by="tests", graphs=graphs)
+    monkeypatch.setattr(doctor_gpu, "ASK", "print('11.4.0.106')")
+    other = Driver("580.1", (13, 0), (Device("NVIDIA A10", (8, 6), 24 << 30, None),))
+    for driver, state, words in (
+        (HERE, "ok", "2 plans"),
+        (other, "absent", "for simulator (sm_90, hardware compatibility none), this GPU is NVIDIA"),
+        (None, "ok", "for simulator"),
+    ):
+        monkeypatch.setattr(doctor_gpu, "ask_driver", lambda driver=driver: driver)
+        _, engines, *_more = doctor_gpu.plans(model.path)
+        assert engines.state == state
+        assert words in engines.found
+    monkeypatch.setattr(doctor_gpu, "ask_driver", lambda: HERE)
+    monkeypatch.setattr(doctor_gpu, "ASK", "print('11.5.0.1')")
+    _, engines = doctor_gpu.plans(model.path)
+    assert "for TensorRT 11.4.0.106, installed is 11.5.0.1" in engines.found
+    assert "(and 1 more)" in engines.found
 
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
