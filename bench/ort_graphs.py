@@ -89,6 +89,9 @@ class GraphBackend:
     def decoder(self) -> None:
         """None: the host makes the pixels."""
 
+    def close(self) -> None:
+        """Nothing is held but by engines."""
+
     def _session(self, content: bytes, path: Path, graph: str) -> tuple[Any, bool]:
         """A session and whether it captures, which the provider may refuse."""
         library = load_library()

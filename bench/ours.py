@@ -72,8 +72,9 @@ class Ours:
         return own_peak_device()
 
     def close(self) -> None:
-        """Close every engine."""
+        """Close every engine, and give the device back."""
         self._pipeline.close()
+        self._backend.close()
 
 
 class TimedBackend:
@@ -101,6 +102,10 @@ class TimedBackend:
         """That of the backend, watched."""
         decoder = self._backend.decoder()
         return None if decoder is None else TimedDecoder(decoder, self)
+
+    def close(self) -> None:
+        """Close the backend."""
+        self._backend.close()
 
 
 class TimedDecoder:

@@ -71,3 +71,6 @@ class NullBackend:
 
     def decoder(self) -> None:
         """None: the host makes the pixels."""
+
+    def close(self) -> None:
+        """Nothing is held but by engines."""

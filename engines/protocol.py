@@ -154,3 +154,7 @@ class Backend(Protocol):
     def decoder(self) -> PixelDecoder | None:
         """The VAE decoder that ends in pixels; None where the host makes them of its image."""
         ...
+
+    def close(self) -> None:
+        """Give the device back, once; engines and denoiser are not used again."""
+        ...

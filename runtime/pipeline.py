@@ -113,6 +113,8 @@ class Pipeline:
             backend.decoder(),
         )
         self._holding: set[str] = set()  # stages that have taken memory and keep it
+        self._own = False  # whether the backend is closed with the pipeline
+        self._over = False
 
     @classmethod
     def open(
@@ -141,7 +143,9 @@ class Pipeline:
         )
         on_host = provider != "cuda" and backend.denoiser() is None
         room = budget(folder) if on_host else None  # the host's memory, not a GPU's
-        return cls(folder, backend, tiling=tiling, room=room, memory=memory)
+        pipeline = cls(folder, backend, tiling=tiling, room=room, memory=memory)
+        pipeline._own = True
+        return pipeline
 
     def generate(self, request: Request, *, progress: Progress | None = None) -> Result:
         """Draw the pictures of one request.
@@ -151,6 +155,8 @@ class Pipeline:
         BadInput where the model cannot take the request, Fault where the arithmetic fails.
         """
         with self._lock:
+            if self._over:
+                raise BadInput("the pipeline ended with its `with` block; open it again")
             return self._generate(self.settle(request), progress or _silent)
 
     def settle(self, request: Request) -> Job:
@@ -243,7 +249,11 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Close, and give back the device that `open` took: it is used no more."""
         self.close()
+        if self._own and not self._over:
+            self._over = True
+            self.backend.close()
 
     def _generate(self, job: Job, progress: Progress) -> Result:
         watch = Stopwatch()

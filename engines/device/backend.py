@@ -1,6 +1,7 @@
 """Device engines as a backend: graphs for the host's arrays, and the whole loop on the device."""
 
 from diffusion_rt.engines.device.decoder import DeviceDecoder
+from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.loop import DeviceDenoiser
 from diffusion_rt.engines.device.protocol import DeviceGraphs
@@ -13,7 +14,7 @@ class DeviceBackend:
     """The graphs of TensorRT, or of the native engine, on one device."""
 
     def __init__(self, graphs: DeviceGraphs, gpu: Gpu) -> None:
-        """`graphs` lie on `gpu`; both stay open for as long as the process uses them."""
+        """Take over `graphs` and the `gpu` they lie on: `close` closes both."""
         self._graphs = graphs
         self._gpu = gpu
 
@@ -33,3 +34,9 @@ class DeviceBackend:
     def decoder(self) -> PixelDecoder:
         """Latents to pixels on the device; it opens the VAE when first called."""
         return DeviceDecoder(self._graphs, self._gpu)
+
+    def close(self) -> None:
+        """Close the graphs, then the device."""
+        with translated("close the GPU"):
+            self._graphs.close()
+            self._gpu.close()

@@ -5,7 +5,7 @@ what they give stays on the device.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +85,16 @@ class _Loop:
     def __init__(self, graphs: DeviceGraphs, gpu: Gpu, kept: int) -> None:
         self._graphs, self._gpu = graphs, gpu
         device = gpu.device
-        # Never bound: they keep the weights while sizes come and go.
-        self._opened = open_parts(graphs)
-        self._stream = device.stream()
-        self._passed = [device.event() for _ in range(AHEAD)]
-        self._sent, self._fetched = Pinned(device), Pinned(device)
-        self._noise = Slots(device, AHEAD)
+        with ExitStack() as held:
+            self._stream = held.enter_context(device.stream())
+            self._passed = [held.enter_context(device.event()) for _ in range(AHEAD)]
+            self._sent = held.enter_context(closing(Pinned(device)))
+            self._fetched = held.enter_context(closing(Pinned(device)))
+            self._noise = held.enter_context(closing(Slots(device, AHEAD)))
+            # Never bound: they keep the weights while sizes come and go.
+            for engine in open_parts(graphs):
+                held.enter_context(closing(engine))
+            self._held = held.pop_all()
         self._buckets: Recent[Size, Bucket] = Recent(kept)
 
     def run(
@@ -173,14 +177,7 @@ class _Loop:
     def close(self) -> None:
         self._stream.synchronize()
         self._buckets.close()
-        for engine in self._opened:
-            engine.close()
-        self._sent.close()
-        self._fetched.close()
-        self._noise.close()
-        for event in self._passed:
-            event.close()
-        self._stream.close()
+        self._held.close()
 
 
 def open_parts(graphs: DeviceGraphs) -> list[DeviceEngine]:
@@ -211,4 +208,7 @@ def check_parts(prompt: DeviceEngine, timestep: DeviceEngine, step: DeviceEngine
         and all(step.inputs[name].dtype == spec.dtype for name, spec in made.items())
     )
     if not fits:
-        raise BadInput("the three parts of the UNet do not fit together; export the model again")
+        raise BadInput(
+            "the three parts of the UNet do not fit together; build its engines again, where there "
+            "are any, or export the model again"
+        )

@@ -35,8 +35,12 @@ class Staged:
         self._graph, self._opened, self._device = graph, opened, device
         # Never bound: it keeps the weights while sizes come and go.
         self._engine = opened()
-        with translated(graph):
-            self._stream = device.stream()
+        try:
+            with translated(graph):
+                self._stream = device.stream()
+        except BaseException:
+            self._engine.close()
+            raise
         self._sent, self._fetched = Pinned(device), Pinned(device)
         self._sizes: Recent[Shapes, _Size] = Recent(KEPT)
         self._bound: _Size | None = None

@@ -118,3 +118,6 @@ class HostBackend:
     def decoder(self) -> PixelDecoder | None:
         """None: the host makes the pixels."""
         return None
+
+    def close(self) -> None:
+        """Nothing is held but by engines."""

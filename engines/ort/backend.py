@@ -98,6 +98,9 @@ class OrtBackend:
     def decoder(self) -> None:
         """None: the host makes the pixels."""
 
+    def close(self) -> None:
+        """Nothing is held but by engines."""
+
     def _usual(self, graph: str) -> Precision:
         """The backend's precision, but float32 for a VAE that overflows in float16."""
         overflows = graph.startswith("vae_") and self._folder.manifest.vae.force_upcast

@@ -1,5 +1,7 @@
 """TensorRT as a backend."""
 
+from contextlib import ExitStack, closing
+
 from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.model_folder import ModelFolder
@@ -16,10 +18,13 @@ def open_trt(
     is no driver, no GPU, no TensorRT, or no plan for this GPU: each with its fix.
     """
     version = require_tensorrt()
-    gpu = gpu or open_gpu()
     from diffusion_rt.engines.trt.graphs import TrtGraphs
 
-    graphs = TrtGraphs(model, gpu, version)
-    if precision is not None:
-        graphs.check_precision("unet_step", precision)
+    with ExitStack() as held:
+        if gpu is None:
+            gpu = held.enter_context(closing(open_gpu()))
+        graphs = held.enter_context(closing(TrtGraphs(model, gpu, version)))
+        if precision is not None:
+            graphs.check_precision("unet_step", precision)
+        held.pop_all()  # closed by the backend from now on
     return DeviceBackend(graphs, gpu)

@@ -55,6 +55,8 @@ class OneDecoder:
 
     def decoder(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @pytest.fixture(params=[None, 3], ids=["late", "drifting"])
 def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:

@@ -19,6 +19,7 @@ from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.ort.backend import OrtBackend
 from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver.simulator.stream import SimulatedStream
 from diffusion_rt.runtime.conditioning import Conditioning
 from diffusion_rt.runtime.denoise import Guidance, denoise, denoise_on_device
@@ -303,6 +304,44 @@ def test_too_little_memory(unet: Unet, backend: Backend) -> None:
     assert "\n" not in said
     assert apart(*both(unet, bench, plan_of("euler", 2), 1, GUIDED, small)) < CLOSE
     bench.close()
+
+
+@pytest.mark.parametrize("made", [0, 1, 3])
+def test_what_cannot_be_made_whole_leaves_nothing_open(
+    plain: Bench, monkeypatch: pytest.MonkeyPatch, made: int
+) -> None:
+    """A loop of which an event, or its last engine, cannot be had."""
+    events: list[Any] = []
+    event, open_graph = plain.gpu.device.event, plain.graphs.open
+
+    def few(**options: Any) -> Any:
+        if len(events) == made:
+            raise driver.OutOfMemory("no more events")
+        events.append(event(**options))
+        return events[-1]
+
+    def fewer(graph: str, precision: Any = None) -> Any:
+        if len(plain.graphs.engines) == made:
+            raise OutOfMemory("no more engines")
+        return open_graph(graph, precision)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain.gpu.device, "event", few)
+        with pytest.raises(OutOfMemory, match="no more events"):
+            draw(plain, plan_of("euler", 2), silent)
+    assert len(events) == made
+    for one in events:
+        with pytest.raises(driver.Misuse):
+            one.synchronize()
+    assert all(engine.closed for engine in plain.graphs.engines)
+    if made < 3:
+        with monkeypatch.context() as patch:
+            patch.setattr(plain.graphs, "open", fewer)
+            with pytest.raises(OutOfMemory, match="no more engines"):
+                draw(plain, plan_of("euler", 2), silent)
+        assert len(plain.graphs.engines) == made
+        assert all(engine.closed for engine in plain.graphs.engines)
+    draw(plain, plan_of("euler", 2), silent)
 
 
 def test_parts_of_different_models(plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,8 @@ class OneGraph:
 
     def decoder(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 def arrays(batch: int, seed: int = 0) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(seed)

@@ -302,12 +302,45 @@ def test_a_decoder_without_memory_says_so_and_decodes_once_there_is_some(
     decoder.close()
 
 
+def lend(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let whoever opens the GPU have this one, and close it in name only; what was done with it."""
+    done: list[str] = []
+
+    def open_gpu() -> Gpu:
+        done.append("opened")
+        return gpu
+
+    monkeypatch.setattr(backend, "open_gpu", open_gpu)
+    monkeypatch.setattr(gpu, "close", lambda: done.append("closed"))
+    return done
+
+
+def test_a_pipeline_gives_back_the_gpu_that_it_opened(
+    model: ModelFolder, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "_DRIVER", (tmp_path,))
+    done = lend(gpu, monkeypatch)
+    with Pipeline.open(model.path, engine="trt") as pipeline:
+        drawn(pipeline, num_inference_steps=1)
+        pipeline.close()
+        drawn(pipeline, num_inference_steps=1)
+        assert done == ["opened"]
+    assert done == ["opened", "closed"]
+    with pytest.raises(BadInput, match="ended with its `with` block; open it again"):
+        drawn(pipeline)
+    other = copied(tmp_path / "m", model)
+    plan_of(other).unlink()
+    with pytest.raises(BadInput, match="no TensorRT plan"):
+        open_trt(other)
+    assert done == ["opened", "closed"] * 2
+
+
 def test_engines_that_somebody_else_built_run_once_they_are_trusted(
     model: ModelFolder, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     """As in a container whose cache folder is new at every start."""
     monkeypatch.setattr(choose, "_DRIVER", (tmp_path,))
-    monkeypatch.setattr(backend, "open_gpu", lambda: gpu)
+    lend(gpu, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     before = {path: path.read_bytes() for path in model.path.glob("engines/trt/*/*")}
     command = ["generate", PROMPT, "--model", str(model.path), "--steps", "1"]
@@ -367,7 +400,7 @@ def test_the_command_line(
     model: ModelFolder, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setattr(choose, "_DRIVER", (tmp_path,))
-    monkeypatch.setattr(backend, "open_gpu", lambda: gpu)
+    lend(gpu, monkeypatch)
     command = ["generate", PROMPT, "--model", str(model.path), "--steps", "4", "--seed", "3"]
     pictures = []
     for engine in ("ort", "trt", "auto"):
