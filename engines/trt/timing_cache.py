@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from diffusion_rt.engines.artefact import locked, read_bytes, writing
+from diffusion_rt.engines.artefact import locked, read_bytes, remove_partials, writing
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.trt.key import Machine
@@ -69,6 +69,10 @@ class TimingCache:
 
 
 def timing_cache_for(machine: Machine) -> TimingCache:
-    """The timings of a GPU under one version of TensorRT: no other can use them."""
-    name = f"{target_name(machine, 'none')}-{machine.tensorrt}.timings"
-    return TimingCache(cache_folder("trt") / name)
+    """The timings of a GPU under one version of TensorRT: no other can use them.
+
+    What a build that was killed left half written is removed.
+    """
+    folder = cache_folder("trt")
+    remove_partials(folder)
+    return TimingCache(folder / f"{target_name(machine, 'none')}-{machine.tensorrt}.timings")

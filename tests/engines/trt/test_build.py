@@ -494,6 +494,16 @@ def test_timings_that_another_build_wrote_meanwhile_are_kept(
     assert b"MatMul" in kept
 
 
+def test_half_written_timings_of_a_killed_build_are_removed(
+    small: ModelFolder, device: Simulator, cache: Path
+) -> None:
+    (cache / "trt").mkdir(parents=True)
+    left = cache / "trt" / ".diffusion-rt-0123456789abcdef.partial"
+    left.write_bytes(b"half")
+    small_build(small, device)
+    assert [path.suffix for path in (cache / "trt").iterdir()] == [".timings"]
+
+
 def test_a_full_disk_leaves_nothing(
     small: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
