@@ -80,7 +80,7 @@ def run(benchmark: str, argv: Sequence[str]) -> int:
         if not simulated:
             measure(sink, chosen, found.repeats, _peak())
     except NoDriver as error:
-        raise BadInput(f"kernels: {error}; pip install 'diffusion-rt[gpu]'") from None
+        raise BadInput(f"kernels: {error}") from None
     wrong = sum(row.bad for row in rows)
     right = sum(row.outcome == "right" for row in rows)
     print(f"right: {right}, wrong: {wrong}, {time.monotonic() - begun:.0f} s")

@@ -38,7 +38,8 @@ BINDINGS = (
     "tensorrt-cu13-bindings",
     "tensorrt-cu12-bindings",
 )
-COMPILERS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13", "nvidia-cuda-nvrtc-cu12")
+INSTALL = "pip install 'diffusion-rt[native]'"  # the extra trt holds it too
+COMPILERS = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu13")
 ASK = "import tensorrt; print(tensorrt.__version__)"
 
 
@@ -47,7 +48,7 @@ def cuda_python() -> list[Finding]:
     have = [f"{n} {v}" for n in ("cuda-python", "cuda-bindings") if (v := version_of(n))]
     if have:
         return [Finding("ok", "CUDA Python", ", ".join(have))]
-    fix = "for --engine trt and native: pip install 'diffusion-rt[gpu]'"
+    fix = f"for --engine trt and native: {INSTALL}"
     return [Finding("absent", "CUDA Python", "not installed", fix)]
 
 
@@ -59,7 +60,7 @@ def kernel_compiler() -> list[Finding]:
     if have:
         return [Finding("ok", "CUDA compiler", ", ".join(have))]
     found = "none; kernels that are not in the cache yet cannot be made"
-    fix = "for --engine trt and native: pip install nvidia-cuda-nvrtc"
+    fix = f"for --engine trt and native: {INSTALL}"
     return [Finding("absent", "CUDA compiler", found, fix)]
 
 
@@ -78,7 +79,8 @@ def kernel_cache() -> list[Finding]:
         return [Finding("absent", "kernel cache", found, f"chmod go-w {shlex.quote(str(folder))}")]
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         return [Finding("absent", "kernel cache", f"{folder} cannot be read and written", fix)]
-    files = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    kept = [path for path in folder.iterdir() if not path.name.startswith(".")]  # no locks
+    files = [path.stat().st_size for path in kept if path.is_file()]
     return [Finding("ok", "kernel cache", f"{folder}, kernels: {len(files)}, {size(sum(files))}")]
 
 

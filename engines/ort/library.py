@@ -4,7 +4,8 @@ import ctypes
 import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -93,6 +94,16 @@ def check_provider(library: Any, provider: Provider) -> None:
         )
 
 
+def preload(library: Any) -> None:
+    """Load CUDA and cuDNN from the packages that the extra `gpu` brings, where they are.
+
+    The provider looks for them only where the system's loader does. What is not found is printed,
+    on the standard output that is ours; the provider, which cannot start then, is told of anyway.
+    """
+    with redirect_stdout(StringIO()):
+        library.preload_dlls()
+
+
 def open_session(
     content: bytes,
     file: Path,
@@ -118,6 +129,8 @@ def open_session(
         ) from None
     library = load_library()
     check_provider(library, provider)
+    if provider == "cuda":
+        preload(library)
     options = library.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -139,7 +152,10 @@ def open_session(
             disabled_optimizers=list(disabled) or None,
         )
     if PROVIDERS[provider] not in session.get_providers():
-        raise BadInput(f"provider {provider}: onnxruntime could not start it; run with cpu instead")
+        raise BadInput(
+            f"provider {provider}: onnxruntime could not start it, for want of CUDA or a driver; "
+            "pip install 'diffusion-rt[gpu]', or run with cpu instead"
+        )
     trim_memory()
     return cast(Session, session)
 

@@ -43,7 +43,7 @@ def _look() -> dict[str, object]:
     try:
         driver = importlib.import_module("cuda.bindings.driver")
     except ImportError:
-        found["missing"] = "cuda-python is not installed; pip install diffusion-rt[gpu]"
+        found["missing"] = "cuda-bindings is not installed; pip install 'diffusion-rt[native]'"
         return found
     try:
         (status,) = driver.cuInit(0)

@@ -39,6 +39,8 @@ def test_nothing_is_there(monkeypatch: Patch) -> None:
     assert told(doctor_gpu.cuda_python()) == [("absent", "CUDA Python")]
     assert told(doctor_gpu.kernel_compiler()) == [("absent", "CUDA compiler")]
     assert told(doctor_gpu.tensorrt()) == [("absent", "TensorRT bindings")]
+    for finding in (*doctor_gpu.cuda_python(), *doctor_gpu.kernel_compiler()):
+        assert finding.fix == "for --engine trt and native: pip install 'diffusion-rt[native]'"
     assert "pip install 'diffusion-rt[trt]'" in doctor_gpu.tensorrt()[0].fix
 
 
@@ -89,6 +91,7 @@ def test_the_kernel_cache(monkeypatch: Patch, tmp_path: Path) -> None:
     folder = tmp_path / "diffusion-rt" / "kernels"
     folder.mkdir(parents=True, mode=0o700)
     (folder / "one").write_bytes(bytes(3 << 20))
+    (folder / ".one.lock").touch()
     (finding,) = doctor_gpu.kernel_cache()
     assert finding.found == f"{folder}, kernels: 1, 3.0 MiB"
     folder.chmod(0o777)

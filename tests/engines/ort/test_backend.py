@@ -7,7 +7,9 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -20,6 +22,7 @@ from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.manifest import write_manifest
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.ort import backend as backend_module
+from diffusion_rt.engines.ort import library
 from diffusion_rt.engines.ort.backend import OrtBackend
 from diffusion_rt.engines.ort.library import translated
 from support.model_folders import (
@@ -161,6 +164,38 @@ def test_cuda_is_refused_where_onnxruntime_has_none(small: SmallModel) -> None:
         pytest.skip("this onnxruntime has CUDA")
     with pytest.raises(BadInput, match=r"has only .*pip install 'diffusion-rt\[gpu\]'"):
         OrtBackend(open_model(small.path), provider="cuda")
+
+
+class CudaLibrary:
+    """An onnxruntime for CUDA on a machine whose libraries do not load."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def get_available_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def preload_dlls(self) -> None:
+        self.calls.append("preload")
+        print("Failed to load libcublasLt.so.13")
+
+    def SessionOptions(self) -> Any:
+        return MagicMock()
+
+    def InferenceSession(self, content: bytes, **options: Any) -> Any:
+        self.calls.append(options["providers"][0])
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+
+def test_cuda_that_does_not_start_is_told_once_with_its_extra(
+    small: SmallModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = CudaLibrary()
+    monkeypatch.setattr(library, "load_library", lambda: fake)
+    with pytest.raises(BadInput, match=r"for want of CUDA .*pip install 'diffusion-rt\[gpu\]'"):
+        library.open_session(b"", small.path, provider="cuda", threads=1, entries={})
+    assert fake.calls == ["preload", "CUDAExecutionProvider"]  # from packages, before it is wanted
+    assert capsys.readouterr().out == ""
 
 
 def rewritten(small: SmallModel, folder: Path, change: Any) -> ModelFolder:
