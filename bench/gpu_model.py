@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.engines.protocol import Backend
+from diffusion_rt.kernels.cache import Progress
 from diffusion_rt.kernels.catalogue import SOURCES, Variant
 from diffusion_rt.kernels.compile import host_library
 from diffusion_rt.kernels.driver.simulator import Simulator
@@ -48,7 +49,7 @@ FULL, TINY = Extent(1024, 30, 3), Extent(32, 2, 1)
 class HostImages:
     """Kernels compiled for the host, kept in the user's cache folder from one part to the next."""
 
-    def image(self, variant: Variant, arch: int) -> bytes:
+    def image(self, variant: Variant, arch: int | None) -> bytes:
         """A host library; one for each content of the sources."""
         content = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()))
         digest = hashlib.sha256(repr(variant).encode() + content).hexdigest()[:16]
@@ -56,6 +57,11 @@ class HostImages:
         if not path.exists():
             path.write_bytes(host_library([variant]))
         return path.read_bytes()
+
+    def fill(
+        self, wanted: Iterable[tuple[Variant, int | None]], progress: Progress | None = None
+    ) -> None:
+        """Each is made when it is loaded."""
 
 
 def native(sink: Sink) -> None:

@@ -15,6 +15,8 @@ from diffusion_rt.engines.spec import Precision
 ENGINES = ("auto", "ort", "trt", "native", "null")
 PROVIDERS = ("cpu", "cuda", "host")
 
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
 _DRIVER = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
 
 
@@ -32,17 +34,26 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a GPU engine is opened with, as `open_backend` has it."""
+
+    precision: Precision | None
+    memory: int | None
+    size: tuple[int, int] | None
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuEngine:
     """An engine that runs on an NVIDIA GPU alone.
 
     `missing` says what it lacks here, with the fix, or None; where no model is given, of the
-    machine alone. `open` makes its backend, from the model, the precision and the most device
-    memory to take. Neither imports anything heavy before it is called. `reason` is why `auto` takes
-    it where nothing is missing; None where `auto` never does.
+    machine alone. `open` makes its backend. Neither imports anything heavy before it is called.
+    `reason` is why `auto` takes it where nothing is missing; None where `auto` never does.
     """
 
     missing: Callable[[ModelFolder | None], str | None]
-    open: Callable[[ModelFolder, Precision | None, int | None], Backend]
+    open: Callable[[ModelFolder, Asked], Backend]
     reason: str | None
     built: Callable[[ModelFolder], bool] = lambda model: False
     """Whether something was made for a model, so that its not being taken has to be explained."""
@@ -60,24 +71,30 @@ def _trt_built(model: ModelFolder) -> bool:
     return built(model)
 
 
-def _open_trt(model: ModelFolder, precision: Precision | None, memory: int | None) -> Backend:
+def _open_trt(model: ModelFolder, asked: Asked) -> Backend:
     from diffusion_rt.engines.trt.backend import open_trt
 
-    if memory is not None:
+    if asked.memory is not None:
         raise BadInput("engine trt takes the memory that its engines were built for")
-    return open_trt(model, precision=precision)
+    return open_trt(model, precision=asked.precision)
 
 
 def _native_missing(model: ModelFolder | None) -> str | None:
-    if importlib.util.find_spec("cuda") is None:
-        return "cuda-python is not installed; pip install 'diffusion-rt[gpu]'"
-    return None
+    from diffusion_rt.engines.device.ready import kernels_missing
+
+    return kernels_missing("native")
 
 
-def _open_native(model: ModelFolder, precision: Precision | None, memory: int | None) -> Backend:
+def _open_native(model: ModelFolder, asked: Asked) -> Backend:
     from diffusion_rt.engines.native.backend import open_native
 
-    return open_native(model, precision=precision, budget=memory)
+    return open_native(
+        model,
+        precision=asked.precision,
+        budget=asked.memory,
+        size=asked.size,
+        progress=lambda done, total: asked.progress("compile", done, total),
+    )
 
 
 # In the order in which `auto` asks them. The native engine is not taken unasked as long as nobody
@@ -155,13 +172,17 @@ def open_backend(
     provider: str | None = None,
     memory: int | None = None,
     trust: bool = False,
+    size: tuple[int, int] | None = None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Backend:
     """The backend for a model folder, as `choose` settles it.
 
     `precision` is that of the arithmetic; None takes what engines were built in, float16 on a GPU
     if the folder has it, else float32. `threads` is for the host's cores; None takes all that this
     process may use. `memory` is the most device memory, in bytes, that the native engine may take.
-    `trust` lets TensorRT run the engines of this folder whoever built them, now and later. Raises
+    `trust` lets TensorRT run the engines of this folder whoever built them, now and later. `size`,
+    width and height in pixels, is what it is to be ready for, None for the model's own; `progress`
+    hears of the stage `compile` where it has kernels to compile for that. Raises
     BadInput where the engine is unknown, not installed or not for this machine.
     """
     if trust:
@@ -178,7 +199,8 @@ def open_backend(
     if choice.engine in GPU_ENGINES:
         if threads is not None:
             raise BadInput(f"engine {choice.engine} computes on the GPU; leave --threads out")
-        return GPU_ENGINES[choice.engine].open(folder, precision, memory)
+        asked = Asked(precision=precision, memory=memory, size=size, progress=progress)
+        return GPU_ENGINES[choice.engine].open(folder, asked)
     if memory is not None:
         raise BadInput(f"memory is a budget of engine native; engine {choice.engine} has none")
     if precision is None:

@@ -11,13 +11,11 @@ from typing import Any, Protocol
 
 from diffusion_rt.kernels.variant import SOURCES, Variant
 
-PTX_ARCH = 80
-"""PTX is written for the oldest chip of all, so that every newer one can take it."""
-
 PTX_VERSION = b"8.0"
-"""Of the language, as the text declares it: CUDA 12.0's, and all that our kernels use is older.
+"""Of the language, as the text declares it: CUDA 12.0's, and nothing that our kernels use is newer.
 
-A compiler declares its own version, and a driver older than that compiler refuses the text.
+A compiler declares its own version, and a driver older than that compiler refuses the text. That
+the lower one is true is held by assembling: an instruction of a later version would be refused.
 """
 
 OPTIONS = ("-std=c++17",)
@@ -45,7 +43,7 @@ def find_compiler() -> Compiler:
             return Nvcc()
         except CompileError as nvcc:
             raise CompileError(
-                f"no CUDA compiler: {nvrtc}; {nvcc}; pip install nvidia-cuda-nvrtc"
+                f"no CUDA compiler: {nvrtc}; {nvcc}; pip install 'diffusion-rt[native]'"
             ) from None
 
 
@@ -58,18 +56,16 @@ class Nvrtc:
             self._api = api = importlib.import_module("cuda.bindings.nvrtc")
             api.nvrtcVersion()
         except ImportError:
-            raise CompileError("cuda-python is not installed") from None
+            raise CompileError("cuda-bindings is not installed") from None
         except RuntimeError:  # The bindings' own, where the library is not found.
             raise CompileError("libnvrtc is not installed") from None
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
-        _require_chip(variant, arch)
+        require_chip(variant, arch)
         return self._image(variant, variant.target(arch), "CUBIN")
 
     def ptx(self, variant: Variant) -> bytes:
-        _require_chip(variant, None)
-        text = self._image(variant, f"compute_{PTX_ARCH}", "PTX").rstrip(b"\0")
-        return _for_older_drivers(text)
+        return _for_older_drivers(self._image(variant, variant.ptx_target, "PTX").rstrip(b"\0"))
 
     def _image(self, variant: Variant, target: str, kind: str) -> bytes:
         api = self._api
@@ -116,25 +112,20 @@ class Nvcc:
         self._made: dict[str, bytes] = {}
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
-        _require_chip(variant, arch)
+        require_chip(variant, arch)
         target = variant.target(arch)
-        virtual = target.replace("sm", "compute") if variant.suffix else f"compute_{PTX_ARCH}"
         with tempfile.TemporaryDirectory() as folder:
             source, image = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-            source.write_bytes(self._ptx(variant, virtual))
+            source.write_bytes(self.ptx(variant))
             what = f"{variant.name} for {target}"
             _run([self._ptxas, f"-arch={target}", "-O3", str(source), "-o", str(image)], what)
             return image.read_bytes()
 
     def ptx(self, variant: Variant) -> bytes:
-        _require_chip(variant, None)
-        return self._ptx(variant, f"compute_{PTX_ARCH}")
-
-    def _ptx(self, variant: Variant, virtual: str) -> bytes:
         if variant.name not in self._made:
             with tempfile.TemporaryDirectory() as folder:
                 image = Path(folder, "kernel.ptx")
-                options = [*OPTIONS, *_definitions(variant), f"-arch={virtual}"]
+                options = [*OPTIONS, *_definitions(variant), f"-arch={variant.ptx_target}"]
                 source = str(SOURCES / variant.source)
                 command = [self._nvcc, "-ptx", *options, "-O3", _INCLUDE, source, "-o", str(image)]
                 _run(command, f"{variant.name} to PTX")
@@ -172,12 +163,11 @@ def host_library(variants: Sequence[Variant]) -> bytes:
         return image.read_bytes()
 
 
-def _require_chip(variant: Variant, arch: int | None) -> None:
-    """Raise CompileError where a kernel of few chips is asked for another, or for chips to come."""
+def require_chip(variant: Variant, arch: int) -> None:
+    """Raise CompileError where a kernel of one chip is asked for another."""
     if variant.suffix and arch not in variant.archs:
         these = ", ".join(variant.target(chip) for chip in variant.archs)
-        other = "newer chips" if arch is None else f"sm_{arch}"
-        raise CompileError(f"{variant.name} is for {these} alone, not for {other}")
+        raise CompileError(f"{variant.name} is for {these} alone, not for sm_{arch}")
 
 
 def _for_older_drivers(ptx: bytes) -> bytes:

@@ -24,10 +24,18 @@ class Variant:
     # Of the PTX, without which the kernel would be slow; of the machine code where `suffix` is set.
     instructions: tuple[str, ...] = ()
     archs: tuple[int, ...] = ARCHS
-    suffix: str = ""  # "a": instructions that only these very chips have, and no newer one
+    suffix: str = ""  # "a": instructions that only one chip has, and no newer one
     # Cubins for sm_90 and newer wait for the kernel ahead themselves: a launch may overlap it.
     overlaps: bool = False
 
     def target(self, arch: int) -> str:
         """The assembler's name of a chip for this kernel, such as sm_90a."""
         return f"sm_{arch}{self.suffix}"
+
+    @property
+    def ptx_target(self) -> str:
+        """What its PTX is written for: the oldest chip, so that every newer one can take it.
+
+        With a suffix its one chip: compute_90a.
+        """
+        return f"compute_{self.archs[0]}{self.suffix}"

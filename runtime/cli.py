@@ -56,21 +56,26 @@ def generate(argv: Sequence[str]) -> int:
 
     choose(found.engine, provider=found.provider)  # a wrong name is told before a file is read
     started = time.perf_counter()
-    with Pipeline.open(
-        found.model,
-        engine=found.engine,
-        threads=found.threads,
-        provider=found.provider,
-        tiling=found.vae_tiling,
-        memory=found.memory,
-        trust=found.trust,
-    ) as pipeline:
+    quiet = found.format == "json"
+    with progress_bars(quiet=quiet) as progress:
+        pipeline = Pipeline.open(
+            found.model,
+            engine=found.engine,
+            threads=found.threads,
+            provider=found.provider,
+            tiling=found.vae_tiling,
+            memory=found.memory,
+            trust=found.trust,
+            size=(request.width, request.height) if request.width and request.height else None,
+            progress=progress,
+        )
+    with pipeline:
         choice = choose(found.engine, provider=found.provider, model=pipeline.folder)
         if found.format == "text":
             print(f"engine {choice}", file=sys.stderr)
             if found.memory is not None and (forecast := pipeline.settle(request).forecast):
                 print(f"memory at most {forecast.told(found.memory)}", file=sys.stderr)
-        with progress_bars(quiet=found.format == "json") as progress:
+        with progress_bars(quiet=quiet) as progress:
             result = pipeline.generate(request, progress=progress)
     paths = []
     for path in save_pictures(

@@ -47,6 +47,7 @@ EXPORT = (
 RUNTIMES = {"onnxruntime": "cpu", "onnxruntime-gpu": "gpu"}  # distribution -> our extra
 LITTLE_MEMORY = 400 << 20  # what `generate` takes with the shipped model, about
 LITTLE_DISK = 100 << 20
+CUBINS = (13, 0)  # CUDA of drivers that take our kernels compiled
 MARKS = {"ok": "✓", "absent": "–", "wrong": "✗"}
 SHIPPED = Path(__file__).parent / "models" / "shapes-xl"
 
@@ -110,9 +111,11 @@ def onnx_runtime() -> list[Finding]:
     """The engine, and whether its two distributions lie over each other."""
     have = {name: version for name in RUNTIMES if (version := version_of(name))}
     if not have:
-        return [
-            Finding("wrong", "ONNX Runtime", "not installed", "pip install 'diffusion-rt[cpu]'")
-        ]
+        install = "pip install 'diffusion-rt[cpu]'"
+        if version_of("cuda-bindings") and (driver := ask_driver()) and driver.devices:
+            found = "not installed; without it only --engine trt and native draw"
+            return [Finding("absent", "ONNX Runtime", found, install)]
+        return [Finding("wrong", "ONNX Runtime", "not installed", install)]
     found = ", ".join(f"{name} {version}" for name, version in have.items())
     if len(have) > 1:
         return [
@@ -148,11 +151,13 @@ def nvidia_driver() -> list[Finding]:
     if driver.trouble:
         repair = "reboot after a driver update; in a container, start it with the GPU (--gpus all)"
         return [Finding("absent", "NVIDIA driver", f"{release}; {driver.trouble}", repair)]
-    cuda, least = (".".join(map(str, version)) for version in (driver.cuda or (), LEAST_CUDA))
+    cuda = ".".join(map(str, driver.cuda or ()))
     found = f"{release}; CUDA up to {cuda}"
     findings = [Finding("ok", "NVIDIA driver", found)]
-    if (driver.cuda or LEAST_CUDA) < LEAST_CUDA:
-        repair = f"for --engine trt and native: update it to one of CUDA {least} (R580) or newer"
+    if driver.cuda is not None and driver.cuda < CUBINS:
+        old = driver.cuda < LEAST_CUDA
+        found += "; too old" if old else "; it has to compile every kernel"
+        repair = "for --engine trt and native: update it to R580 or newer"
         findings = [Finding("absent", "NVIDIA driver", found, repair)]
     if not driver.devices:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")

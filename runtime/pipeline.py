@@ -127,6 +127,8 @@ class Pipeline:
         tiling: Tiling = "auto",
         memory: int | None = None,
         trust: bool = False,
+        size: tuple[int, int] | None = None,
+        progress: Progress | None = None,
     ) -> Self:
         """Open an exported model folder, or the small one that ships where `model` is None.
 
@@ -134,12 +136,22 @@ class Pipeline:
         `cuda`. `tiling` says whether the VAE decodes in tiles (`on`, `off`); `auto` does where one
         pass would not fit the memory there is. `memory` is how many bytes of device memory the
         native engine may take at most. TensorRT engines are native code: those that somebody else
-        built run only with `trust`, which is remembered for these very files. Raises BadInput where
+        built run only with `trust`, which is remembered for these very files. `size`, the width and
+        height in pixels that are drawn first, is what the native engine compiles kernels for before
+        this returns, the model's own size where it is None; `progress(stage, done, total)` hears of
+        that as `compile`. Raises BadInput where
         folder or engine cannot be used, and where memory cannot hold the weights.
         """
         folder = open_model(SHIPPED if model is None else Path(model))
         backend = open_backend(
-            folder, engine, threads=threads, provider=provider, memory=memory, trust=trust
+            folder,
+            engine,
+            threads=threads,
+            provider=provider,
+            memory=memory,
+            trust=trust,
+            size=size,
+            progress=progress or _silent,
         )
         on_host = provider != "cuda" and backend.denoiser() is None
         room = budget(folder) if on_host else None  # the host's memory, not a GPU's

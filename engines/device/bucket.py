@@ -15,7 +15,7 @@ from diffusion_rt.engines.device.protocol import AT_ONCE, DeviceArray, DeviceEng
 from diffusion_rt.engines.protocol import Evaluations
 from diffusion_rt.engines.spec import Dtype
 from diffusion_rt.kernels import guided_step, prepare, select_rows
-from diffusion_rt.kernels.catalogue import CATALOGUE
+from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.driver import part
 from diffusion_rt.kernels.driver.interface import Span, Stream
 from diffusion_rt.kernels.step_table import (
@@ -79,15 +79,9 @@ class Bucket:
         latent = step.inputs["latent"].dtype
         predicted = step.outputs["prediction"].dtype
         try:
-            self._kernels = {
-                name: gpu.kernel(CATALOGUE[variant])
-                for name, variant in (
-                    ("select_rows", "select_rows"),
-                    ("prepare", f"prepare.{latent}"),
-                    ("guidance_statistics", f"guidance_statistics.{predicted}"),
-                    ("guided_step", f"guided_step.{predicted}"),
-                )
-            }
+            variants = loop_kernels(latent, predicted)
+            gpu.prepare(variants.values())
+            self._kernels = {name: gpu.kernel(variant) for name, variant in variants.items()}
             self._allocate(prompt, timestep)
             self._prompt.bind(self.prompt)
             step.bind(self._bindings)
@@ -241,6 +235,17 @@ class Bucket:
     def _reserved(self) -> "_Tables":
         assert self._tables is not None, "reserve comes first"
         return self._tables
+
+
+def loop_kernels(latent: Dtype, predicted: Dtype) -> dict[str, Variant]:
+    """The kernels around the UNet, for what it reads and what it predicts."""
+    names = {
+        "select_rows": "select_rows",
+        "prepare": f"prepare.{latent}",
+        "guidance_statistics": f"guidance_statistics.{predicted}",
+        "guided_step": f"guided_step.{predicted}",
+    }
+    return {name: CATALOGUE[variant] for name, variant in names.items()}
 
 
 class _Tables:

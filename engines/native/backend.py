@@ -10,9 +10,11 @@ from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.executor import Choose
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.libraries import open_libraries
+from diffusion_rt.engines.native.needed import target_of
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.engines.spec import Precision
+from diffusion_rt.kernels.cache import Progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ def open_native(
     overlap: bool = False,
     libraries: bool = True,
     choose: Choose | None = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
 ) -> DeviceBackend:
     """The graphs of a model folder on a GPU, the first one where none is given.
 
@@ -33,8 +37,11 @@ def open_native(
     device memory to take at most. With `overlap` kernels start before the one ahead has ended; it
     is off as long as no GPU has shown it to be right. `libraries` are opened where a build has
     measured with them. `choose` takes one of an operation's ways; without it, the fastest that was
-    measured, or else the likely fastest. Raises BadInput where there is no driver or no GPU, and
-    where the GPU is too old.
+    measured, or else the likely fastest. Kernels for a picture of `size` (width and height in
+    pixels, the model's own where it is None) are compiled here where they are missing, and
+    `progress` hears of them; what another size wants beside them is compiled when it is drawn.
+    Raises BadInput where there is no driver or no GPU, where the GPU is too old, and where a kernel
+    has to be compiled and cannot be.
     """
     gpu = gpu or open_gpu()
     if budget is not None:
@@ -45,14 +52,20 @@ def open_native(
     tactics = Tactics(measured, key_of(gpu.device, opened))
     for wrong in tactics.rebuilt:
         _LOG.warning("%s", wrong)
+    precision = precision or usual_precision(folder)
     graphs = NativeGraphs(
         folder,
         gpu,
-        precision=precision or usual_precision(folder),
+        precision=precision,
         choose=choose or tactics.choose,
         overlap=overlap,
         libraries=opened,
     )
+    try:
+        graphs.compile(target_of(folder, precision, buckets=[size] if size else []), progress)
+    except BaseException:
+        graphs.close()
+        raise
     return DeviceBackend(graphs, gpu)
 
 

@@ -1,7 +1,7 @@
 """What `diffusion-rt build --engine native` makes: compiled kernels, and tactics measured here."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,16 @@ from diffusion_rt.engines.device.memory import Arrays
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.backend import usual_precision
-from diffusion_rt.engines.native.executor import Program
 from diffusion_rt.engines.native.graphs import NativeGraphs, check_chip
 from diffusion_rt.engines.native.libraries import open_libraries
-from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.measure import measure
-from diffusion_rt.engines.native.precision import arithmetic
+from diffusion_rt.engines.native.needed import Target, needed, runs, target_of
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.native.ways import Chip, Library
-from diffusion_rt.engines.spec import GRAPHS, Precision
+from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.kernels.cache import ImageCache
-from diffusion_rt.kernels.catalogue import ARCHS, CATALOGUE, Variant
-from diffusion_rt.kernels.driver import Device, Limits, NoDriver, limits_of, open_device
+from diffusion_rt.kernels.catalogue import ARCHS, Variant
+from diffusion_rt.kernels.driver import Device, NoDriver, limits_of, open_device
 
 Report = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -37,17 +35,6 @@ class Built:
     nbytes: int
     seconds: float
     kept: bool  # it was there
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What to build for."""
-
-    model: ModelFolder
-    buckets: Sequence[tuple[int, int]]  # width, height in pixels
-    images: int  # denoised together
-    tokens: int
-    precision: Precision
 
 
 def build(
@@ -69,16 +56,13 @@ def build(
     build without. Raises BadInput where there is no GPU and no `archs`, no compiler, none of the
     libraries asked for, and where the model has a node that no kernel runs.
     """
-    defaults, encoders = model.manifest.defaults, model.manifest.text_encoders
-    sizes = buckets or ((defaults.width, defaults.height),)
-    tokens = max(encoder.max_length for encoder in encoders)
-    target = Target(model, sizes, images, tokens, usual_precision(model))
+    target = target_of(model, usual_precision(model), buckets=buckets, images=images)
     images_kept = ImageCache(cache_folder("kernels"))
     if archs is not None:
         _check_archs(archs)
         if libraries:
             raise BadInput("--libraries are measured on the GPU here; leave --archs out")
-        return [_compiled(target, images_kept, limits_of(arch), progress) for arch in archs]
+        return [_compiled(target, images_kept, arch, progress) for arch in archs]
     with translated("diffusion-rt build --engine native"):
         try:
             device: Device = open_device()
@@ -89,7 +73,7 @@ def build(
     gpu = Gpu(device, images_kept)
     try:
         check_chip(gpu)
-        kernels = _compiled(target, images_kept, device.limits, progress)
+        kernels = _prepared(target, gpu, images_kept, progress)
         folder = cache_folder("tactics")
         opened = _opened(device) if libraries else ()
         tactics = Tactics(folder, key_of(device, opened))
@@ -122,7 +106,7 @@ def measured(
     with tactics.locked():
         opened = NativeGraphs(target.model, gpu, precision=target.precision, libraries=libraries)
         try:
-            for graph, sizes in _sizes(target):
+            for graph, sizes in runs(target):
                 if graph in graphs:
                     count += _measure(opened, graph, sizes, tactics, progress)
         finally:
@@ -133,37 +117,34 @@ def measured(
     return Built("tactics", tactics.path, tactics.path.stat().st_size, seconds, kept=not count)
 
 
-def needed(target: Target, chip: Chip) -> tuple[Variant, ...]:
-    """Every kernel that may be launched on a chip, whichever tactics are chosen."""
-    precision = target.precision
-    names = {
-        "select_rows",
-        *(
-            f"{kernel}.{dtype}"
-            for kernel in ("prepare", "guidance_statistics", "guided_step")
-            for dtype in {precision, "float32"}
-        ),
-    }
-    for graph, sizes in _sizes(target):
-        # float32 too, which a VAE falls back to.
-        for asked in (None, "float32") if graph.startswith("vae_") else (None,):
-            dtype = arithmetic(target.model, graph, asked, precision)
-            program = Program(plan_of(target.model, graph, sizes, dtype), chip)
-            names |= {v.name for found in program.options for w in found.ways for v in w.variants}
-    return tuple(CATALOGUE[name] for name in sorted(names))
-
-
-def _compiled(target: Target, images: ImageCache, limits: Limits, progress: Report) -> Built:
-    started = time.perf_counter()
-    variants = needed(target, Chip(limits))
-    arch, nbytes = limits.arch, 0
+def _compiled(target: Target, images: ImageCache, arch: int, progress: Report) -> Built:
+    """Kernels for a chip that need not be here."""
+    begun, made = time.perf_counter(), len(images.compiled)
+    variants = needed(target, Chip(limits_of(arch)))
     with translated("compile the kernels"):
-        for number, variant in enumerate(variants):
-            progress(f"compile for sm_{arch}", number, len(variants))
-            nbytes += len(images.image(variant, arch))
-    progress(f"compile for sm_{arch}", len(variants), len(variants))
-    name = f"{len(variants)} kernels for sm_{arch}"
-    return Built(name, images.folder, nbytes, time.perf_counter() - started, not images.compiled)
+        images.fill([(variant, arch) for variant in variants], _stage(arch, progress))
+    return _kernels(variants, images, arch, begun, made)
+
+
+def _prepared(target: Target, gpu: Gpu, images: ImageCache, progress: Report) -> Built:
+    """Kernels for the chip here, in the form that its driver takes."""
+    begun, made = time.perf_counter(), len(images.compiled)
+    variants = needed(target, Chip(gpu.device.limits))
+    gpu.prepare(variants, _stage(gpu.device.arch, progress))
+    return _kernels(variants, images, gpu.compiled_for, begun, made)
+
+
+def _kernels(
+    variants: Sequence[Variant], images: ImageCache, arch: int | None, begun: float, made: int
+) -> Built:
+    nbytes = sum(len(images.image(variant, arch)) for variant in variants)
+    name = f"{len(variants)} kernels " + ("as PTX" if arch is None else f"for sm_{arch}")
+    seconds = time.perf_counter() - begun
+    return Built(name, images.folder, nbytes, seconds, kept=len(images.compiled) == made)
+
+
+def _stage(arch: int, progress: Report) -> Callable[[int, int], None]:
+    return lambda done, total: progress(f"compile for sm_{arch}", done, total)
 
 
 def _opened(device: Device) -> tuple[Library, ...]:
@@ -183,21 +164,6 @@ def _check_archs(archs: Sequence[int]) -> None:
         if arch not in ARCHS:
             known = ", ".join(map(str, ARCHS))
             raise BadInput(f"--archs: got {arch}, wants some of {known}; newer chips take PTX")
-
-
-def _sizes(target: Target) -> Iterator[tuple[str, Mapping[str, int]]]:
-    """Every graph, at every size that a request of these buckets runs it."""
-    model, tokens = target.model, target.tokens
-    factor = model.manifest.vae.factor
-    for encoder in model.manifest.text_encoders:
-        for batch in (1, 2):
-            yield encoder.graph, {"batch": batch, "tokens": encoder.max_length}
-    batch = 2 * target.images
-    yield "unet_prompt", {"batch": batch, "tokens": tokens}
-    for width, height in target.buckets:
-        latents = {"height": height // factor, "width": width // factor}
-        yield "unet_step", {"batch": batch, "tokens": tokens, **latents}
-        yield "vae_decoder", {"batch": 1, **latents}
 
 
 def _measure(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from diffusion_rt.engines.native.launches import ways
 from diffusion_rt.engines.native.plan import ALIGNMENT, ITEM, Plan, View
 from diffusion_rt.engines.native.ways import Call, Chip, LibraryCall, Way, Ways
+from diffusion_rt.kernels.variant import Variant
 
 Choose = Callable[[Ways], Way]
 
@@ -42,6 +43,11 @@ class Program:
         self.options = tuple(ways(operation, plan, chip) for operation in plan.operations)
         self.ways = tuple(choose(found) for found in self.options)
         self._scratch = -(-plan.arena_size // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The kernels that it launches, each once."""
+        return tuple(dict.fromkeys(variant for way in self.ways for variant in way.variants))
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 
+from diffusion_rt.engines.device.bucket import loop_kernels
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import short_of_memory
@@ -13,6 +14,7 @@ from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.engine import NativeEngine, Signature
 from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
 from diffusion_rt.engines.native.lower import plan_of, precision_of
+from diffusion_rt.engines.native.needed import Target, runs
 from diffusion_rt.engines.native.plan import Arithmetic, Weight
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.ways import (
@@ -25,6 +27,7 @@ from diffusion_rt.engines.native.ways import (
 )
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
+from diffusion_rt.kernels.cache import Progress
 
 OLDEST = 80  # sm_80: the first chip that copies past registers and multiplies bfloat16
 PROGRAMS = 16  # sizes of one graph whose plans are kept
@@ -101,8 +104,15 @@ class NativeGraphs:
 
     def planned(self, graph: str, dtype: Arithmetic, sizes: Mapping[str, int]) -> Program:
         """The plan of a graph at one size, its ways chosen; no weight is read."""
-        chip = Chip(self.gpu.device.limits, self._encode, self._libraries)
+        chip = Chip(self.gpu.device.limits, self._encode, self._libraries, self.gpu.plain)
         return Program(plan_of(self.folder, graph, sizes, dtype), chip, self._choose)
+
+    def compile(self, target: Target, progress: Progress | None = None) -> None:
+        """Compile the kernels of a target, as they are chosen; no weight is read."""
+        variants = list(loop_kernels(self._precision, self._precision).values())
+        for graph, sizes in runs(target):
+            variants += self.loaded(graph).planned(sizes).variants
+        self.gpu.compile(variants, progress)
 
     def bring_weights(self, program: Program) -> Weights:
         """The weights of a plan, on the device. Raises BadInput where one is not finite."""
@@ -216,8 +226,8 @@ class LoadedGraph:
         return self._programs[key]
 
     def program(self, sizes: Mapping[str, int]) -> Program:
-        """The same, with weights and arena there for it. Raises OutOfMemory."""
-        program, graphs = self.planned(sizes), self._graphs
+        """The same, with kernels, weights and arena there for it. Raises OutOfMemory."""
+        program, graphs = self._with_kernels(sizes), self._graphs
         more = max(0, program.nbytes - self.arena.nbytes)
         weights = 0 if self._weights is not None else program.plan.weights_size
         memory = graphs.gpu.device.memory()
@@ -231,6 +241,16 @@ class LoadedGraph:
                 self._weights = graphs.bring_weights(program)
                 self._wanted = program.plan.weights
         assert program.plan.weights == self._wanted, "weights do not depend on sizes"
+        return program
+
+    def _with_kernels(self, sizes: Mapping[str, int]) -> Program:
+        """The plan for a size, its kernels loaded; another where the driver takes not all."""
+        program, gpu = self.planned(sizes), self._graphs.gpu
+        gpu.prepare(program.variants)
+        if gpu.plain and any(variant.suffix for variant in program.variants):
+            self._programs.clear()
+            program = self.planned(sizes)
+            gpu.prepare(program.variants)
         return program
 
     def _smaller(self, sizes: Mapping[str, int], total: int) -> str:

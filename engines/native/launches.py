@@ -1,6 +1,7 @@
 """What an operation of a plan launches, and in which ways."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from diffusion_rt.engines.errors import NoKernel
@@ -29,9 +30,18 @@ def ways(operation: p.Operation, plan: p.Plan, chip: Chip) -> Ways:
     Raises NoKernel, which names it, where no kernel takes it.
     """
     try:
-        return RULES[type(operation)](operation, plan, chip)
+        found = RULES[type(operation)](operation, plan, chip)
+        return _without_suffixes(found) if chip.plain else found
     except Misuse as error:
         raise NoKernel(
             f"{plan.graph}: {operation.name}: no kernel runs this on sm_{chip.limits.arch} "
             f"({error}); run with --engine ort"
         ) from None
+
+
+def _without_suffixes(found: Ways) -> Ways:
+    """The ways whose kernels have no instructions of one chip alone."""
+    kept = tuple(way for way in found.ways if not any(v.suffix for v in way.variants))
+    if not kept:
+        raise Misuse("only kernels of this very chip, which the driver refuses")
+    return replace(found, ways=kept)

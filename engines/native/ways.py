@@ -127,6 +127,7 @@ class Chip:
     limits: Limits
     encode: Encode | None = None  # makes tensor maps, on chips that have them
     libraries: tuple[Library, ...] = ()  # their ways come after ours, and are taken if measured
+    plain: bool = False  # its driver takes no kernel with instructions of this very chip
 
 
 def dtype_of(plan: p.Plan, *views: p.View) -> p.Arithmetic:

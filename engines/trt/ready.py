@@ -1,8 +1,8 @@
 """Whether TensorRT can be tried here, told without importing it."""
 
-import importlib.util
 import shlex
 
+from diffusion_rt.engines.device.ready import installed, kernels_missing
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.again import build_command
 from diffusion_rt.engines.trt.library import INSTALL
@@ -11,12 +11,10 @@ from diffusion_rt.engines.trt.places import folders_of, has_plans
 
 def missing(model: ModelFolder | None) -> str | None:
     """What is missing, with the fix; None where nothing is that can be seen from here."""
-    for package, install in (
-        ("tensorrt", INSTALL),
-        ("cuda.bindings", "pip install 'diffusion-rt[gpu]'"),
-    ):
-        if not _installed(package):
-            return f"{package.split('.')[0]} is not installed; {install}"
+    if not installed("tensorrt"):
+        return f"tensorrt is not installed; {INSTALL}"
+    if lacking := kernels_missing("trt"):
+        return lacking
     if model is None or has_plans(model):
         return None
     if built(model):
@@ -31,10 +29,3 @@ def missing(model: ModelFolder | None) -> str | None:
 def built(model: ModelFolder) -> bool:
     """Whether engines of a model lie anywhere, usable or not."""
     return any((folder / "unet_step.plan").exists() for folder in folders_of(model))
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # a parent package that is not there, or was taken out
-        return False

@@ -6,14 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from diffusion_rt.engines import choose as choose_module
 from diffusion_rt.engines.choose import choose, open_backend
+from diffusion_rt.engines.device import ready
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.null import NullBackend
 from diffusion_rt.engines.trt.plan_file import write_plan
+from diffusion_rt.kernels.compile import CompileError
 from support.model_folders import make_model_folder
 from support.plans import header_of
 
@@ -87,9 +91,16 @@ def test_the_backend_is_the_one_chosen(folder: ModelFolder) -> None:
 
 @pytest.fixture
 def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Pretends that a machine has a driver, and that packages are installed."""
+    """Pretends that a machine has a driver, a compiler and no kernels, and all packages but one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def pretend(*, driver: bool = True, without: str = "") -> None:
+    def pretend(*, driver: bool = True, compiler: bool = True, without: str = "") -> None:
+        def find() -> object:
+            if not compiler:
+                raise CompileError("no CUDA compiler; pip install x")
+            return object()
+
+        monkeypatch.setattr(ready, "find_compiler", find)
         (tmp_path / "driver").touch()
         monkeypatch.setattr(choose_module, "_DRIVER", (tmp_path / "driver",) * driver)
         monkeypatch.setattr(
@@ -105,7 +116,11 @@ def test_what_tensorrt_lacks_is_said_with_its_fix(
     for settings, words in (
         ({"driver": False}, "no NVIDIA driver was found; install it"),
         ({"without": "tensorrt"}, "tensorrt is not installed; pip install 'diffusion-rt[trt]'"),
-        ({"without": "cuda.bindings"}, "cuda is not installed; pip install 'diffusion-rt[gpu]'"),
+        (
+            {"without": "cuda.bindings"},
+            "cuda-bindings is not installed; pip install 'diffusion-rt[",
+        ),
+        ({"compiler": False}, "compiled on first use, and here is no CUDA compiler; pip install x"),
         ({}, f"no engine is built for small; run: diffusion-rt build {folder.path} --engine trt"),
     ):
         gpu_machine(**settings)
@@ -119,8 +134,8 @@ def test_what_tensorrt_lacks_is_said_with_its_fix(
 def test_the_native_engine(folder: ModelFolder, gpu_machine: Callable[..., None]) -> None:
     gpu_machine()
     assert str(choose("native", model=folder)) == "native on cuda: it was asked for"
-    gpu_machine(without="cuda")
-    with pytest.raises(BadInput, match=r"engine native: cuda-python is not installed; pip install"):
+    gpu_machine(without="cuda.bindings")
+    with pytest.raises(BadInput, match=r"native: cuda-bindings is not .* 'diffusion-rt\[native\]'"):
         choose("native")
     gpu_machine(driver=False)
     with pytest.raises(BadInput, match="engine native: no NVIDIA driver was found; install it"):
@@ -129,6 +144,34 @@ def test_the_native_engine(folder: ModelFolder, gpu_machine: Callable[..., None]
     assert open_backend(folder, "native", provider="host").denoiser() is None
     with pytest.raises(BadInput, match="memory is a budget of engine native; engine ort has none"):
         open_backend(folder, "ort", memory=1 << 30)
+
+
+def test_kernels_that_are_ready_need_no_compiler(
+    gpu_machine: Callable[..., None], tmp_path: Path
+) -> None:
+    gpu_machine(compiler=False)
+    with pytest.raises(BadInput, match=r"native: its kernels are .* no CUDA compiler; pip install"):
+        choose("native")
+    kernels = tmp_path / "cache" / "diffusion-rt" / "kernels"
+    kernels.mkdir(parents=True)
+    (kernels / "prepare.float16-sm_90-0").touch()
+    assert choose("native").engine == "native"
+
+
+def test_what_opening_compiles_is_heard_of(
+    folder: ModelFolder, gpu_machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_machine()
+    heard: list[tuple[str, int, int]] = []
+
+    def open_native(model: ModelFolder, **options: Any) -> NullBackend:
+        assert options["size"] == (64, 32)
+        options["progress"](1, 2)
+        return NullBackend(model, precision="float32")
+
+    monkeypatch.setattr("diffusion_rt.engines.native.backend.open_native", open_native)
+    open_backend(folder, "native", size=(64, 32), progress=lambda *told: heard.append(told))
+    assert heard == [("compile", 1, 2)]
 
 
 def test_auto_takes_tensorrt_where_engines_are_built(

@@ -1,6 +1,9 @@
 """Compiled images on disk: found again, made anew when anything changes, never trusted blindly."""
 
 import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,14 +52,14 @@ def test_an_image_is_made_once(cache: ImageCache, compiler: Counting, tmp_path: 
 def test_a_filled_cache_needs_no_compiler(
     cache: ImageCache, compiler: Counting, tmp_path: Path
 ) -> None:
-    cache.fill([VARIANT])
+    cache.fill([(VARIANT, arch) for arch in (*ARCHS, None)])
     assert len(compiler.made) == len(ARCHS) + 1
 
     def none() -> Counting:
         raise CompileError("no CUDA compiler")
 
     alone = ImageCache(tmp_path / "kernels", none)
-    for arch in (*ARCHS, 130, 999):
+    for arch in (*ARCHS, 130, 999, None):
         assert alone.image(VARIANT, arch)
     with pytest.raises(CompileError):
         alone.image(CATALOGUE["select_rows"], 90)
@@ -66,17 +69,88 @@ def test_a_chip_nobody_knows_gets_ptx(cache: ImageCache) -> None:
     assert cache.image(VARIANT, 130) == b"prepare.float16 ptx"
 
 
-def test_a_kernel_of_one_chip_has_one_image(
+def test_a_kernel_of_one_chip_is_made_for_no_other(
     cache: ImageCache, compiler: Counting, tmp_path: Path
 ) -> None:
     one = dataclasses.replace(VARIANT, archs=(90,), suffix="a")
-    cache.fill([one])
-    assert compiler.made == ["prepare.float16 sm_90"]
-    (path,) = (tmp_path / "kernels").iterdir()
-    assert "-sm_90a-" in path.name
     assert cache.image(one, 90) == b"prepare.float16 sm_90"
+    assert cache.image(one, None) == b"prepare.float16 ptx"
+    names = sorted(path.name for path in (tmp_path / "kernels").iterdir())
+    assert ["-compute_90a-" in names[0], "-sm_90a-" in names[1]] == [True, True]
+    for arch in (100, 130):
+        with pytest.raises(CompileError, match=f"is for sm_90a alone, not for sm_{arch}"):
+            cache.image(one, arch)
     cache.image(VARIANT, 90)
-    assert len(compiler.made) == 2  # Another target is another image.
+    cache.image(VARIANT, None)
+    assert len(compiler.made) == 4  # Another target is another image.
+
+
+class Slow(Counting):
+    """A compiler that is met by others while it works, as long as `together` do."""
+
+    def __init__(self, together: int = 1) -> None:
+        super().__init__()
+        self._meeting = threading.Barrier(together, timeout=10)
+
+    def itself(self) -> "Slow":
+        return self
+
+    def cubin(self, variant: Variant, arch: int) -> bytes:
+        self._meeting.wait()
+        time.sleep(0.05)
+        return super().cubin(variant, arch)
+
+
+def test_what_is_missing_is_made_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    compiler = Slow(together=2)  # breaks where one is made after the other
+    cache = ImageCache(tmp_path, lambda: compiler)
+    heard: list[tuple[int, int]] = []
+    wanted = [(VARIANT, arch) for arch in (80, 86, 89, 90, 80)]
+    cache.fill(wanted, lambda done, total: heard.append((done, total)))
+    assert heard == [(done, 4) for done in range(5)]
+    assert sorted(compiler.made) == [f"prepare.float16 sm_{arch}" for arch in (80, 86, 89, 90)]
+    heard.clear()
+    cache.fill(wanted, lambda done, total: heard.append((done, total)))
+    assert (len(compiler.made), heard) == (4, [])
+
+
+def test_a_kernel_that_does_not_compile_ends_it_and_keeps_what_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Counting):
+        def ptx(self, variant: Variant) -> bytes:
+            raise CompileError("ptx does not compile")
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    compiler = Broken()
+    cache = ImageCache(tmp_path, lambda: compiler)
+    with pytest.raises(CompileError, match="ptx does not compile"):
+        cache.fill([(VARIANT, 80), (VARIANT, None), *((VARIANT, arch) for arch in ARCHS[1:])])
+    assert len(compiler.made) < len(ARCHS)  # what had not begun is not begun
+    assert cache.image(VARIANT, 80) == b"prepare.float16 sm_80"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_who_wants_an_image_that_somebody_makes_waits_for_it(tmp_path: Path) -> None:
+    """Caches that share nothing but the folder, as two processes do."""
+    compilers = [Slow() for _ in range(4)]
+    caches = [ImageCache(tmp_path, made.itself) for made in compilers]
+    with ThreadPoolExecutor(len(caches)) as pool:
+        found = set(pool.map(lambda cache: cache.image(VARIANT, 90), caches))
+    assert found == {b"prepare.float16 sm_90"}
+    assert sum(len(compiler.made) for compiler in compilers) == 1
+    assert len(list(tmp_path.iterdir())) == 1  # no lock is left
+
+
+def test_without_locks_each_makes_its_own(
+    cache: ImageCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    assert cache.image(VARIANT, 90) == b"prepare.float16 sm_90"
 
 
 def test_anything_that_changes_makes_another_image(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ def test_engine_flags_reach_the_pipeline(folder: Path) -> None:
     argv = ["--model", "m", "--engine=ort", "--threads=3", "--provider=cpu", "--vae-tiling=on"]
     assert main(["generate", "x", *argv]) == 0
     assert StandIn.opened == {
+        "progress": ANY,
+        "size": None,
         "model": "m",
         "engine": "ort",
         "threads": 3,
@@ -110,6 +113,8 @@ def test_engine_flags_reach_the_pipeline(folder: Path) -> None:
     }
     assert main(["generate", "x", "--trust"]) == 0
     assert StandIn.opened["trust"] is True
+    assert main(["generate", "x", "--width", "64", "--height", "32"]) == 0
+    assert StandIn.opened["size"] == (64, 32)
 
 
 def test_json_is_one_object(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

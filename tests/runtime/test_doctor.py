@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from diffusion_rt.__main__ import main
+from diffusion_rt.engines.device.needs import LEAST_CUDA
+from diffusion_rt.kernels.driver.cuda.context import LEAST_DRIVER
 from diffusion_rt.runtime import doctor
 from diffusion_rt.runtime.doctor import examine, report
 from diffusion_rt.runtime.finding import Finding
 from diffusion_rt.runtime.nvidia import Device, Driver
 
 Patch = pytest.MonkeyPatch
+GPU = Device("NVIDIA H200", (9, 0), 150 << 30, 149 << 30)
 
 
 def only(findings: Sequence[Finding]) -> Finding:
@@ -56,10 +59,18 @@ def test_a_core_package_that_is_missing_or_broken(name: str, monkeypatch: Patch)
     assert bad.fix == f"pip install --force-reinstall {name}"
 
 
-def test_no_onnx_runtime(monkeypatch: Patch) -> None:
-    versions(monkeypatch, onnxruntime=None, onnxruntime_gpu=None)
+@pytest.mark.parametrize(
+    ("bindings", "devices", "state"),
+    [(None, 1, "wrong"), ("13.5", 0, "wrong"), ("13.5", 1, "absent")],
+)
+def test_no_onnx_runtime(
+    bindings: str | None, devices: int, state: str, monkeypatch: Patch
+) -> None:
+    """What keeps everybody from drawing, but not who has a GPU and an engine for it."""
+    monkeypatch.setattr(doctor, "ask_driver", lambda: Driver("580", (13, 0), (GPU,) * devices))
+    versions(monkeypatch, onnxruntime=None, onnxruntime_gpu=None, cuda_bindings=bindings)
     finding = only(doctor.onnx_runtime())
-    assert (finding.state, finding.fix) == ("wrong", "pip install 'diffusion-rt[cpu]'")
+    assert (finding.state, finding.fix) == (state, "pip install 'diffusion-rt[cpu]'")
 
 
 def test_both_onnx_runtimes(monkeypatch: Patch) -> None:
@@ -93,7 +104,6 @@ def test_the_providers_of_onnx_runtime(cuda: bool, state: str, monkeypatch: Patc
     assert bool(provider.fix) is not cuda
 
 
-GPU = Device("NVIDIA H200", (9, 0), 150 << 30, 149 << 30)
 TURING = Device("Tesla T4", (7, 5), 15 << 30, None)
 
 
@@ -104,12 +114,13 @@ TURING = Device("Tesla T4", (7, 5), 15 << 30, None)
         (Driver("580.1", None, (), "cuInit answers 803 (CUDA_X)"), ["absent"], "cuInit answers"),
         (Driver(None, (13, 0), ()), ["ok", "absent"], "nvidia-smi"),
         (Driver("580.1", (13, 0), (GPU,)), ["ok", "ok"], "sm_90, 150.0 GiB, 149.0 GiB free"),
-        (Driver("550.54", (12, 4), (GPU,)), ["absent", "ok"], "update it to one of CUDA 13.0"),
         (
             Driver("580.1", (13, 0), (GPU, TURING)),
             ["ok", "ok", "absent"],
             "want sm_80 or newer; take --engine ort",
         ),
+        (Driver("570.1", (12, 8), (GPU,)), ["absent", "ok"], "it has to compile every kernel"),
+        (Driver("550.1", (12, 7), (GPU,)), ["absent", "ok"], "12.7; too old"),
     ],
 )
 def test_the_driver(
@@ -121,6 +132,10 @@ def test_the_driver(
     assert all(finding.fix for finding in findings if finding.state != "ok")
     assert [finding.state for finding in findings] == states
     assert words in report(findings)
+
+
+def test_the_oldest_driver_is_the_one_that_kernels_run_on() -> None:
+    assert 1000 * LEAST_CUDA[0] + 10 * LEAST_CUDA[1] == LEAST_DRIVER
 
 
 def test_export_packages(monkeypatch: Patch) -> None:

@@ -14,7 +14,7 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.null import NullBackend
 from diffusion_rt.engines.protocol import Buffers, Engine, Entries
 from diffusion_rt.engines.spec import Precision, TensorSpec
-from diffusion_rt.runtime import memory
+from diffusion_rt.runtime import memory, pipeline
 from diffusion_rt.runtime.memory import decoder_bytes, unet_bytes
 from diffusion_rt.runtime.picture import OURS, parse_metadata, read_metadata
 from diffusion_rt.runtime.pipeline import Pipeline, Result
@@ -284,6 +284,26 @@ def test_a_model_that_memory_cannot_hold_is_refused_when_it_is_opened(
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(BadInput, match=r"needs about .* of memory"):
         Pipeline.open(folder.path, engine="null")
+
+
+def test_the_engine_hears_what_it_is_to_be_ready_for_and_tells_how_far_it_is(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[EVENT] = []
+
+    def opened(model: ModelFolder, engine: str, **options: Any) -> NullBackend:
+        assert (engine, options["size"]) == ("native", (64, 48))
+        options["progress"]("compile", 1, 2)
+        return NullBackend(model, precision="float32")
+
+    monkeypatch.setattr(pipeline, "open_backend", opened)
+    Pipeline.open(
+        folder.path,
+        engine="native",
+        size=(64, 48),
+        progress=lambda *event: heard.append(event),
+    ).close()
+    assert heard == [("compile", 1, 2)]
 
 
 def test_a_picture_that_memory_cannot_hold_is_refused_before_any_engine_is_opened(

@@ -1,7 +1,7 @@
 """The graphs of any host backend as those of a simulated device, and such a device with kernels."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine
 from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.engines.spec import Precision, TensorSpec
+from diffusion_rt.kernels.cache import Progress
 from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.compile import CompileError, host_library
 from diffusion_rt.kernels.driver.simulator import Simulator
@@ -19,9 +20,14 @@ from diffusion_rt.kernels.driver.simulator.queue import Work
 class HostImages:
     """Kernels compiled for the host, each once for all tests."""
 
-    def image(self, variant: Variant, arch: int) -> bytes:
+    def image(self, variant: Variant, arch: int | None) -> bytes:
         """A host library; skips the test where there is no compiler."""
         return _image(variant)
+
+    def fill(
+        self, wanted: Iterable[tuple[Variant, int | None]], progress: Progress | None = None
+    ) -> None:
+        """Each is made when it is loaded."""
 
 
 @functools.cache

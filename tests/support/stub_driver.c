@@ -655,13 +655,14 @@ int cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, void *address, co
 }
 
 int cuGetProcAddress_v2(const char *symbol, void **out, int version, uint64_t flags, int *status) {
-    (void)version;
     (void)flags;
+    int known;
+    cuDriverGetVersion(&known);
     if (!strcmp(symbol, "cuGetProcAddress")) symbol = "cuGetProcAddress_v2";
     Dl_info self;
     dladdr(&started, &self);
     void *library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    *out = dlsym(library, symbol);
+    *out = version > known ? NULL : dlsym(library, symbol);  /* none of a later CUDA */
     /* Without these the loader would take the versioned names for missing functions. */
     if (status) *status = *out ? 0 : 1;
     return *out ? OK : NOT_FOUND;

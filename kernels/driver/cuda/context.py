@@ -5,7 +5,11 @@ from typing import Any
 
 from diffusion_rt.kernels.driver.errors import DeviceError, DeviceLost, NoDriver, classify
 
-LEAST_DRIVER = 13000  # CUDA 13.0, driver R580: what the cubins of CUDA 13's assembler need
+LEAST_DRIVER = 12080
+"""CUDA 12.8, driver R570: the oldest in which the bindings of CUDA 13 find every call made here.
+
+Cubins of CUDA 13's assembler need 13.0 (R580); from PTX the older ones compile kernels themselves.
+"""
 
 
 def bindings() -> Any:
@@ -14,7 +18,7 @@ def bindings() -> Any:
         return importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
         raise NoDriver(
-            f"cuda-python is not installed ({error}); pip install diffusion-rt[gpu]"
+            f"cuda-bindings is not installed ({error}); pip install 'diffusion-rt[native]'"
         ) from error
 
 
@@ -40,7 +44,7 @@ class Context:
         if version < LEAST_DRIVER:
             raise NoDriver(
                 f"the NVIDIA driver knows CUDA {_dotted(version)}, {_dotted(LEAST_DRIVER)} is "
-                "needed; update it to R580 or newer"
+                "needed; update it to R570, or better R580 or newer"
             )
         self.version = _dotted(version)
         self.device = self.check(driver.cuDeviceGet(ordinal), f"open device {ordinal}")

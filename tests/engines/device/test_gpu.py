@@ -9,8 +9,9 @@ from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.kernels import driver
+from diffusion_rt.kernels.cache import ImageCache
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
-from diffusion_rt.kernels.compile import CompileError
+from diffusion_rt.kernels.compile import CompileError, Compiler
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support.device_graphs import HostImages
 
@@ -21,9 +22,9 @@ class Counted(HostImages):
     """Notes what is asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, int | None]] = []
 
-    def image(self, variant: Variant, arch: int) -> bytes:
+    def image(self, variant: Variant, arch: int | None) -> bytes:
         self.asked.append((variant.name, arch))
         return super().image(variant, arch)
 
@@ -37,15 +38,15 @@ def test_each_kernel_is_loaded_once() -> None:
     gpu.close()
 
 
-def test_a_kernel_that_cannot_be_compiled_says_the_way_out() -> None:
-    class NoCompiler:
-        def image(self, variant: Variant, arch: int) -> bytes:
-            raise CompileError("no CUDA compiler: pip install nvidia-cuda-nvrtc")
+def test_a_kernel_that_cannot_be_compiled_says_the_way_out(tmp_path: Path) -> None:
+    def none() -> Compiler:
+        raise CompileError("no CUDA compiler: pip install 'diffusion-rt[native]'")
 
-    with Gpu(Simulator(), NoCompiler()).device as device:
-        gpu = Gpu(device, NoCompiler())
+    gpu = Gpu(Simulator(), ImageCache(tmp_path, none))
+    for ask in (lambda: gpu.kernel(SELECT), lambda: gpu.prepare([SELECT])):
         with pytest.raises(BadInput, match="kernel select_rows: no CUDA compiler: pip install"):
-            gpu.kernel(SELECT)
+            ask()
+    gpu.close()
 
 
 def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.model_folder import open_model
@@ -20,6 +22,7 @@ from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
 from diffusion_rt.kernels.driver import open_device
 from diffusion_rt.kernels.driver.cuda import context
+from diffusion_rt.kernels.variant import Variant
 from diffusion_rt.runtime.pipeline import SHIPPED, Pipeline
 from diffusion_rt.runtime.request import Request
 from support.device_graphs import HostImages
@@ -70,6 +73,36 @@ def test_a_graph_is_brought_and_captured(gpu: Gpu, journal: Journal) -> None:
     graphs.close()
     freed = Counter(journal.take())
     assert freed["cuMemFree"] == 2
+
+
+class TooNew(HostImages):
+    """Images that the driver refuses, but for PTX."""
+
+    def image(self, variant: Variant, arch: int | None) -> bytes:
+        return b"of a later assembler" if arch else super().image(variant, arch)
+
+
+def test_a_driver_that_refuses_every_cubin(
+    gpu: Gpu, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked once, and gets PTX from then on; what comes out is the same."""
+    model = open_model(SHIPPED)
+    found: list[dict[str, NDArray[Any]]] = []
+    for each in (gpu, Gpu(gpu.device, TooNew())):
+        journal.take()
+        engine = DeviceBackend(NativeGraphs(model, each), each).load("unet_timestep")
+        sizes = {"n": 3}
+        inputs = {n: np.ones(s.resolve(sizes), s.dtype) for n, s in engine.inputs.items()}
+        outputs = {n: np.empty(s.resolve(sizes), s.dtype) for n, s in engine.outputs.items()}
+        engine.bind({**inputs, **outputs})
+        engine.enqueue()
+        calls = Counter(journal.take())
+        assert calls["cuModuleLoadData"] - calls["cuModuleGetFunction"] == len(found)
+        found.append(outputs)
+    for name, values in found[0].items():
+        np.testing.assert_array_equal(values, found[1][name])
+    assert len(caplog.records) == 1
+    assert "the driver (CUDA 13.0) refuses kernels compiled ahead of time" in caplog.text
 
 
 def test_a_picture(gpu: Gpu) -> None:

@@ -10,8 +10,9 @@ from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native import build as building
-from diffusion_rt.engines.native.build import Built, Target, build, measured, needed
+from diffusion_rt.engines.native.build import Built, build, measured
 from diffusion_rt.engines.native.graphs import NativeGraphs
+from diffusion_rt.engines.native.needed import Target, needed, runs
 from diffusion_rt.engines.native.tactics import Tactics, key_of
 from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.kernels import cache
@@ -78,6 +79,18 @@ def test_a_vae_that_overflows_needs_bfloat16_and_float32(model: ModelFolder) -> 
     }
     assert "group_norm_silu.bfloat16" not in plain
     assert {"prepare.float16", "guided_step.float16", "select_rows"} <= plain
+
+
+def test_every_graph_is_built_for(model: ModelFolder) -> None:
+    assert {graph for graph, _ in runs(Target(model, [(64, 64)], 1, 32, "float16"))} == (
+        set(model.manifest.graphs) - {"vae_encoder"}  # which nothing runs yet
+    )
+
+
+def test_a_driver_without_kernels_of_its_chip_needs_those_of_any(model: ModelFolder) -> None:
+    target = Target(model, [(64, 64)], 1, 32, "float16")
+    whole, plain = (set(needed(target, Chip(limits_of(90), plain=p))) for p in (False, True))
+    assert plain == {variant for variant in whole if not variant.suffix} < whole
 
 
 def test_no_gpu_and_no_chip_named(

@@ -1,7 +1,7 @@
 """Whole graphs of the shipped model as launches on the simulator, against the host's references."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
@@ -22,9 +23,12 @@ from diffusion_rt.engines.protocol import Backend, Engine
 from diffusion_rt.engines.safetensors_file import read_table
 from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels import driver
-from diffusion_rt.kernels.driver import Launch
+from diffusion_rt.kernels.cache import Progress
+from diffusion_rt.kernels.driver import BadImage, Launch
 from diffusion_rt.kernels.driver.interface import Kernel
 from diffusion_rt.kernels.driver.simulator import Simulator
+from diffusion_rt.kernels.driver.simulator.module import Lookup, host_library
+from diffusion_rt.kernels.variant import Variant
 from diffusion_rt.runtime.decode import Decoder
 from support.device_graphs import HostImages, simulated_gpu
 from support.kernel_bench import DEVICE
@@ -112,6 +116,73 @@ def test_graphs_in_float16(model: ModelFolder, arch: int, graphs: tuple[str, ...
     for graph in graphs:
         truth = run(HostBackend(model), graph)
         assert error(run(backend, graph), truth) < 2 * error(run(host, graph), truth), graph
+
+
+class Noted(HostImages):
+    """Images that write down what is made together."""
+
+    def __init__(self) -> None:
+        self.filled: list[set[str]] = []
+
+    def fill(
+        self, wanted: Iterable[tuple[Variant, int | None]], progress: Progress | None = None
+    ) -> None:
+        self.filled.append({variant.name for variant, _ in wanted})
+        if progress is not None:
+            progress(0, len(self.filled[0]))
+
+
+def test_opening_compiles_what_a_picture_of_the_models_size_takes(model: ModelFolder) -> None:
+    images = Noted()
+    heard: list[tuple[int, int]] = []
+    backend = open_native(
+        model,
+        precision="float32",
+        gpu=Gpu(Simulator(arch=80), images),
+        progress=lambda done, total: heard.append((done, total)),
+    )
+    (first,) = images.filled
+    assert heard == [(0, len(first))]
+    assert {"guided_step.float32", "gemm_64x64.float32", "timestep_embedding.float32"} <= first
+    for graph, batch in (("text_encoder", 2), ("unet_timestep", 40)):
+        engine = backend.load(graph)
+        sizes = {"batch": batch, "tokens": 32, "n": batch}
+        specs = {**engine.inputs, **engine.outputs}
+        engine.bind({name: np.zeros(s.resolve(sizes), s.dtype) for name, s in specs.items()})
+    assert len(images.filled) == 3
+    assert first >= set().union(*images.filled[1:])
+
+
+class Labelled(HostImages):
+    """Images that say for what they were compiled."""
+
+    def image(self, variant: Variant, arch: int | None) -> bytes:
+        form = variant.ptx_target if arch is None else variant.target(arch)
+        return form.encode() + b" " + super().image(variant, arch)
+
+
+@pytest.mark.parametrize("refused", [(), ("compute_90a",)])
+def test_a_driver_that_refuses_cubins_runs_the_same_graph(
+    refused: tuple[str, ...], model: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernels of sm_90a from their PTX; where that is refused too, those of any chip."""
+    taken = []
+
+    def open_image(image: bytes) -> Lookup:
+        form, library = image.split(b" ", 1)
+        if form.decode() in ("sm_90", "sm_90a", *refused):
+            raise BadImage("made by too new a compiler")
+        taken.append(form.decode())
+        return host_library(library)
+
+    gpu = Gpu(Simulator(arch=90, open_image=open_image), Labelled())
+    backend = native(model, gpu, "float16")
+    truth = run(HostBackend(model), "unet_prompt")
+    host = run(HostBackend(model, precision="float16"), "unet_prompt")
+    for _ in range(2):
+        assert error(run(backend, "unet_prompt"), truth) < 2 * error(host, truth)
+    assert set(taken) == {"compute_80", "compute_90a"} - set(refused)
+    assert len(caplog.records) == 1 + len(refused)
 
 
 def test_a_vae_that_overflows_runs_in_bfloat16_until_float32_is_asked(model: ModelFolder) -> None:

@@ -13,9 +13,10 @@ from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native import backend, build, libraries
 from diffusion_rt.engines.native.backend import open_native
-from diffusion_rt.engines.native.build import Target, measured
+from diffusion_rt.engines.native.build import measured
 from diffusion_rt.engines.native.cublas_ways import CublasLt
 from diffusion_rt.engines.native.libraries import open_libraries
+from diffusion_rt.engines.native.needed import Target
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support.device_graphs import simulated_gpu
@@ -140,7 +141,7 @@ def test_a_build_without_them_ends_their_use(
     monkeypatch.setattr(build, "open_device", lambda: gpu.device)
     monkeypatch.setattr(build, "Gpu", lambda device, images: gpu)
     monkeypatch.setattr(Gpu, "close", lambda self: None)
-    monkeypatch.setattr(build, "_compiled", lambda *given: "kernels")
+    monkeypatch.setattr(build, "_prepared", lambda *given: "kernels")
     monkeypatch.setattr(build, "measured", noted)
     path = path_with_libraries(cache_folder("tactics"), gpu.device)
     build.build(model, libraries=True)

@@ -25,4 +25,4 @@ def test_the_native_engine_calls_the_driver_as_it_should(tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout

@@ -16,6 +16,7 @@ import pytest
 import diffusion_rt.kernels.driver.cuda.stream as one_of_them
 from diffusion_rt.kernels.compile import CompileError
 from diffusion_rt.kernels.driver import errors
+from diffusion_rt.kernels.driver.cuda.context import LEAST_DRIVER
 from support import scale_add, stub_driver
 from support.kernel_bench import DEVICE
 
@@ -152,6 +153,11 @@ def test_the_real_device_calls_in_order_over_the_stub(bindings: Any, stub: Path)
     _pytest(stub, "test_tensor_map.py", "-k", "encodes")
 
 
+def test_the_oldest_driver_has_every_call_over_the_stub(bindings: Any, stub: Path) -> None:
+    """The bindings ask for a function by the CUDA that brought it; an older driver has none."""
+    _pytest(stub, "over_stub.py", version=LEAST_DRIVER)
+
+
 def test_a_whole_denoise_runs_through_the_bindings(bindings: Any, stub: Path) -> None:
     """Every kernel's parameters, a capture, updates of tables, pacing by events."""
     _pytest(stub, "../test_step_loop.py", "-k", "None or many or break")
@@ -189,14 +195,14 @@ def test_a_planted_mistake_fails_over_the_stub(
     assert done.returncode not in (0, 2, 3, 4, 5), done.stdout
 
 
-def _pytest(stub: Path, *arguments: str) -> None:
-    done = _run(stub, list(arguments))
+def _pytest(stub: Path, *arguments: str, version: int = 13000) -> None:
+    done = _run(stub, list(arguments), version=version)
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
 
 
 def _run(
-    stub: Path, arguments: list[str], first: Path | None = None
+    stub: Path, arguments: list[str], first: Path | None = None, version: int = 13000
 ) -> "subprocess.CompletedProcess[str]":
     path = [str(first)] if first else []
     path += [entry for entry in sys.path if entry]
@@ -208,6 +214,7 @@ def _run(
         "PYTHONSAFEPATH": "1",
         DEVICE: "cuda",
         scale_add.IMAGE: str(stub / "scale_add.so"),
+        "STUB_DRIVER_VERSION": str(version),
     }
     return subprocess.run(
         [*command, str(HERE / name), *rest],
@@ -270,5 +277,5 @@ def test_without_a_driver_opening_says_so(bindings: Any) -> None:
 
 def test_without_the_bindings_opening_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
-    with pytest.raises(errors.NoDriver, match=r"pip install diffusion-rt\[gpu\]"):
+    with pytest.raises(errors.NoDriver, match=r"pip install 'diffusion-rt\[native\]'"):
         importlib.import_module("diffusion_rt.kernels.driver").open_device()
