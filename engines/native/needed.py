@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from diffusion_rt.engines.device.protocol import AT_ONCE, loop_kernels
+from diffusion_rt.engines.device.bucket import loop_kernels
+from diffusion_rt.engines.device.protocol import AT_ONCE
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.executor import Program
 from diffusion_rt.engines.native.lower import plan_of

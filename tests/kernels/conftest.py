@@ -28,12 +28,13 @@ def bench(compiled: tuple[KernelBench, str]) -> Iterator[tuple[KernelBench, str]
 
 @pytest.fixture(scope="session")
 def disassembler() -> str:
-    """cuobjdump, of the toolkit or of its wheel."""
-    found = shutil.which("cuobjdump")
-    if found is None and (nvidia := find_spec("nvidia")) is not None:
+    """nvdisasm, of its wheel or of the toolkit."""
+    found = None
+    if (nvidia := find_spec("nvidia")) is not None:
         for folder in nvidia.submodule_search_locations or ():
-            for path in sorted(Path(folder).glob("*/bin/cuobjdump")):
+            for path in sorted(Path(folder).glob("*/bin/nvdisasm")):
                 found = str(path)
+    found = found or shutil.which("nvdisasm")
     if found is None:
-        pytest.skip("skipped: no cuobjdump")
+        pytest.skip("skipped: no nvdisasm; pip install nvidia-cuda-nvdisasm")
     return found

@@ -1,5 +1,6 @@
 """The images of sm_90a: no serialised product, no spill, the instructions that were meant."""
 
+import os
 import re
 import subprocess
 from itertools import pairwise
@@ -12,9 +13,13 @@ from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.compile import CompileError, Nvrtc
 from diffusion_rt.kernels.cubin import facts
 from diffusion_rt.kernels.tiles_sm90 import WARPGROUP
+from support.assembler import assemble
+from support.kernel_rows import EVERY_CHIP, wrong
 
-# Those of bfloat16 differ in the types of instructions alone; test_catalogue reads their costs.
-VARIANTS = [v for v in CATALOGUE.values() if v.suffix and v.name.endswith(".float16")]
+VARIANTS = [variant for variant in CATALOGUE.values() if variant.suffix]
+# The first of each source is its widest tile; all where the environment says so.
+FIRST = {variant.source: variant for variant in reversed(VARIANTS)}
+FOR_DRIVERS = VARIANTS if EVERY_CHIP in os.environ else list(FIRST.values())
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +30,25 @@ def nvrtc() -> Nvrtc:
         pytest.skip(f"skipped: {error}")
 
 
-def test_there_are_some() -> None:
-    assert len(VARIANTS) > 10
+def test_there_are_some_of_both_types() -> None:
+    for dtype in ("float16", "bfloat16"):
+        assert sum(variant.name.endswith(f".{dtype}") for variant in VARIANTS) > 5
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_the_machine_code_is_what_was_meant(
     variant: Variant, nvrtc: Nvrtc, disassembler: str, tmp_path: Path
 ) -> None:
-    image = tmp_path / "kernel.cubin"
-    image.write_bytes(nvrtc.cubin(variant, variant.archs[0]))
+    (arch,) = variant.archs
+    cubin = nvrtc.cubin(variant, arch)
     # Its assembler says here (C7510 and its like) where it serialises products or lets
     # setmaxnreg be.
     assert nvrtc.log == ""
+    assert wrong(variant, arch, facts(cubin, variant.kernel)) == []
+    image = tmp_path / "kernel.cubin"
+    image.write_bytes(cubin)
     done = subprocess.run(
-        [disassembler, "-sass", str(image)], capture_output=True, text=True, check=True
+        [disassembler, "-c", str(image)], capture_output=True, text=True, check=True
     )
     code = done.stdout
     for instruction in variant.instructions:
@@ -47,6 +56,8 @@ def test_the_machine_code_is_what_was_meant(
     products = set(re.findall(r"\bHGMMA\.(\w+)", code))
     wanted = {part.split(".")[1] for part in variant.instructions if part.startswith("HGMMA")}
     assert products == wanted
+    types = set(re.findall(r"\bHGMMA\.\w+\.F32(\.BF16)?", code))
+    assert types == {".BF16" if variant.name.endswith(".bfloat16") else ""}
     assert not re.search(r"\b(LDL|STL|CALL)\b", code)
     # The kernel ahead is waited for before anything of memory is read or written.
     touched = re.search(r"\b(LDG|STG|UTMALDG|ATOMG|REDG)\b", code)
@@ -70,11 +81,32 @@ def test_the_softmax_is_made_while_products_are_under_way(
     image = tmp_path / "kernel.cubin"
     image.write_bytes(nvrtc.cubin(tactic.variant, tactic.variant.archs[0]))
     done = subprocess.run(
-        [disassembler, "-sass", str(image)], capture_output=True, text=True, check=True
+        [disassembler, "-c", str(image)], capture_output=True, text=True, check=True
     )
     waits = re.split(r"DEPBAR\.LE gsb0, (0x\d)", done.stdout)
     (overlapped,) = (code for wait, code in pairwise(waits) if wait == "0x1")
     assert overlapped.count("MUFU.EX2") >= attention_sm90.KEYS / 2
+
+
+@pytest.mark.parametrize("variant", FOR_DRIVERS, ids=lambda variant: variant.name)
+def test_a_driver_can_compile_it_from_ptx_of_an_older_version(
+    variant: Variant, nvrtc: Nvrtc
+) -> None:
+    """The assembler holds the text to the version that it says it is of."""
+    text = nvrtc.ptx(variant)
+    assert b"\n.version 8.0\n" in text
+    assert b"\n.target sm_90a\n" in text
+    found = facts(assemble(text, "90a"), variant.kernel)
+    assert wrong(variant, variant.archs[0], found) == []
+
+
+def test_a_planted_instruction_of_a_later_version_is_refused(nvrtc: Nvrtc) -> None:
+    newer = "fence.proxy.tensormap::generic.release.gpu;"  # of PTX 8.3
+    text = nvrtc.ptx(FOR_DRIVERS[0])
+    planted = re.sub(rb"\n\s*ret;", b"\n" + newer.encode() + b"\nret;", text, count=1)
+    assert planted != text
+    with pytest.raises(AssertionError, match=r"requires PTX ISA \.version 8\.3"):
+        assemble(planted, "90a")
 
 
 def test_a_planted_serialised_product_is_said(nvrtc: Nvrtc, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 
-def assemble(ptx: bytes, arch: int) -> bytes:
-    """The cubin of a PTX file for a chip; AssertionError with the assembler's words if refused.
+def assemble(ptx: bytes, arch: int | str) -> bytes:
+    """The cubin of a PTX file for a chip, such as 90 or 90a.
 
-    Skips the test where nvJitLink is not installed.
+    AssertionError with the assembler's words if it refuses. Skips the test where nvJitLink is not
+    installed.
     """
     try:
         linker: Any = importlib.import_module("cuda.bindings.nvjitlink")
