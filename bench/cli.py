@@ -50,6 +50,7 @@ examples:
   diffusion-rt bench chip                                        (the roof of the roofline)
   diffusion-rt bench build --model ./sdxl --engine trt --buckets 1024x1024
   diffusion-rt bench kernels --device simulator                  (what is right, without a GPU)
+  diffusion-rt bench all                                         (every CPU record of README)
   diffusion-rt bench report --check
 """
 CASE = ("sizes", "batches", "steps", "samplers", "guidance-scale", "prompt", "seed")
@@ -453,6 +454,23 @@ def kernels(benchmark: str, argv: Sequence[str]) -> int:
     return run(benchmark, argv)
 
 
+def everything(benchmark: str, argv: Sequence[str]) -> int:
+    """Take all CPU records that the tables are made of; 1 where a benchmark failed."""
+    found = _read(benchmark, argv)
+    _require("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir")
+
+    from diffusion_rt.bench.everything import everything as run_all
+    from diffusion_rt.bench.running import warn_if_busy
+
+    warn_if_busy()
+    found.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        failed = run_all(found.output, Path(folder), lambda text: print(plain(text), flush=True))
+    for command in failed:
+        print(plain(f"failed: diffusion-rt bench {command}"), file=sys.stderr)
+    return 1 if failed else 0
+
+
 def report(benchmark: str, argv: Sequence[str]) -> int:
     """Write the tables of the documents and the plots, from the records alone."""
 
@@ -506,6 +524,7 @@ BENCHMARKS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "build": (build, "engines for this chip: time, size, memory; and again, with nothing to do"),
     "kernels": (kernels, "each GPU kernel by itself: right, then bytes and operations a second"),
     "graphs": (graphs, "no measurement: an exported model without its generated weights"),
+    "all": (everything, "every CPU record of README's tables, in half an hour on two cores"),
     "report": (report, "no measurement: tables and plots from the records"),
 }
 
