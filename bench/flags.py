@@ -210,7 +210,8 @@ def parser_of(benchmark: str, description: str, names: Iterable[str]) -> Parser:
     for name in names:
         FLAGS[name].add(parser, name)
     for name, why in lacking.items():
-        parser.add_argument(f"--{name}", type=_refusing(why), help=argparse.SUPPRESS)
+        never = argparse.SUPPRESS  # neither told nor there
+        parser.add_argument(f"--{name}", type=_refusing(why), help=never, default=never)
     parser.add_argument(
         "--output",
         type=Path,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_rt.bench import startup
+from diffusion_rt.bench import cli, disk, startup
 from diffusion_rt.bench.launch import Ran, launch
-from diffusion_rt.bench.records import ALL, OURS, Record
+from diffusion_rt.bench.records import ALL, OURS, Record, read
 from diffusion_rt.engines.errors import BadInput, Fault
 from diffusion_rt.runtime.samplers import SAMPLERS
 from support.races import case, origin
@@ -36,7 +36,7 @@ class Processes:
             assert not path.exists(), "an old picture could be taken for a new one"
             Image.fromarray(pixels).save(path)
         seconds = {OURS: 1.0, "diffusers": 8.0}[name] + turn
-        return Ran(started_at=0.0, seconds=seconds, peak_rss=100 * turn)
+        return Ran(started_at=0.0, seconds=seconds, peak_rss=100 * turn, said="2.5")
 
 
 def measured(processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Record]:
@@ -81,6 +81,20 @@ def test_both_are_told_the_same(tmp_path: Path) -> None:
         assert ours[flag] == theirs[flag]
     assert ours["--threads"] == "3"
     assert ours["--"] == "a star"
+
+
+def test_the_sub_command_measures_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "launch", Processes())
+    monkeypatch.setattr(disk, "records_of_environment", lambda origin: [])
+    words = ["--sizes", "64x64", "--samplers", "ddim", "--repeats", "3", "--threads", "1"]
+    assert cli.main(["startup", *words, "--output", str(tmp_path)]) == 0
+    found = {record.measure: record for record in read(tmp_path) if record.against}
+    assert set(found) == {"first-picture", "first-exit", "peak-rss", "imported"}
+    setting = found["first-exit"].setting
+    assert (setting["size"], setting["images"], setting["sampler"]) == ("64x64", 1, "ddim")
+    assert all(record.spread and record.spread.n == 3 for record in found.values())
 
 
 def test_a_sampler_is_told_to_both_and_only_where_it_is_named(tmp_path: Path) -> None:
