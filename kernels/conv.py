@@ -171,6 +171,12 @@ class Convolution:
         return (2, 2) if self.doubled else self.kernel
 
     @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """[N, kh, kw, C], or [N, 16, C] if it is doubled."""
+        taps = (TAPS,) if self.doubled else self.kernel
+        return (self.filters, *taps, self.channels)
+
+    @property
     def depth(self) -> int:
         """K of the product: all channels of a filter's taps."""
         return self.taps[0] * self.taps[1] * self.channels

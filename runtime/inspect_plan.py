@@ -167,6 +167,7 @@ def _notes(found: Mapping[str, Any], flops: Mapping[str, int], graph: str) -> It
         f"A step of the UNet in one piece: {flops['whole'] / 1e12:.3f} TFLOP, of which "
         f"{flops['once'] / 1e12:.3f} are computed once a request."
     )
+    yield "GFLOP are the model's; a convolution over an enlarged picture is done with 4/9 of them."
     yield (
         f"A request of {found['request']['steps']} steps, prompt to pixels: "
         f"{found['request']['seconds']:.3f} s."

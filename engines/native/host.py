@@ -245,6 +245,8 @@ def laid_out(weight: Weight, stored: list[Array]) -> Array:
 def _laid_out(stored: Array, layout: str) -> Array:
     if layout == "filters":
         return stored.transpose(0, 2, 3, 1)
+    if layout == "doubled":
+        return conv.doubled_filters(stored.transpose(0, 2, 3, 1))
     if layout == "transposed":
         return stored.T
     if layout == "geglu":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.native.plan import Source, Weight
+from diffusion_rt.kernels.conv import TAPS, doubled_filters
 
 BLOCK = 1 << 20  # bytes of a block, about; more where one row is longer
 INTERLEAVED = 8  # rows of values, then as many of gates: the order of the GEGLU product
@@ -77,6 +78,8 @@ def _laid_out(stored: tuple[int, ...], weight: Weight) -> tuple[int, ...]:
     """The shape a stored tensor takes."""
     if weight.layout == "filters" and len(stored) == 4:
         return (stored[0], *stored[2:], stored[1])
+    if weight.layout == "doubled":
+        return (stored[0], TAPS, stored[1]) if stored[2:] == (3, 3) else ()
     if weight.layout == "geglu" and stored[:1] and stored[0] % (2 * INTERLEAVED):
         return ()
     if weight.layout == "transposed":
@@ -112,6 +115,10 @@ def arrange(stored: NDArray[Any], made: NDArray[Any], weight: Weight) -> None:
     """
     if weight.layout == "filters":
         stored = np.moveaxis(stored, 1, -1)  # [rows, kh, kw, channels]
+    elif weight.layout == "doubled":
+        if stored.dtype == np.uint16:
+            stored = widened(stored, "bfloat16")
+        stored = doubled_filters(np.moveaxis(stored, 1, -1))
     elif weight.layout == "transposed":
         stored = stored.T
     elif weight.layout == "geglu":

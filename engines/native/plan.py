@@ -13,10 +13,11 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from diffusion_rt.engines.onnx_file import ExternalTensor
+from diffusion_rt.kernels.conv import doubles
 
 Arithmetic = Literal["float32", "float16", "bfloat16"]
 Place = Literal["input", "output", "arena"]
-Layout = Literal["rows", "filters", "geglu", "transposed"]
+Layout = Literal["rows", "filters", "doubled", "geglu", "transposed"]
 Activation = Literal["none", "gelu", "quick_gelu", "silu", "geglu"]
 Function = Literal["add", "multiply", "sigmoid", "silu", "gelu", "quick_gelu", "clip"]
 
@@ -68,8 +69,9 @@ class Weight:
     """Parameters as an operation reads them: stored tensors stacked along their first axis.
 
     `layout` says how: `rows` as they are stored ([N, K] or a vector), `transposed` from [K, N],
-    `filters` from [N, C, kh, kw] to [N, kh, kw, C], `geglu` (one source of 2N rows, values before
-    gates) with 8 values, then their 8 gates, and so on. Each is cast to `dtype`. Where `shape` is
+    `filters` from [N, C, kh, kw] to [N, kh, kw, C], `doubled` from [N, C, 3, 3] to the [N, 16, C]
+    of `doubled_filters`, `geglu` (one source of 2N rows, values before gates) with 8 values, then
+    their 8 gates, and so on. Each is cast to `dtype`, a sum once it is made. Where `shape` is
     larger than what the sources give, zeros fill up at the end of the axis.
     """
 
@@ -125,6 +127,11 @@ class _Operation:
         return 0
 
     @property
+    def flops_done(self) -> int:
+        """What a kernel computes, where that is less than the model's arithmetic, `flops`."""
+        return self.flops
+
+    @property
     def weights(self) -> tuple[str, ...]:
         """The weights that are read."""
         return ()
@@ -165,12 +172,13 @@ class Convolution(_Operation):
 
     `padding` is (top, left, bottom, right) in pixels of the input. Where `upsampled` is a size, the
     input is first enlarged to it without being written: pixel (y, x) is its (y // 2, x // 2); the
-    size is twice the input's, or one less where an odd size was halved before.
+    size is twice the input's, or one less where an odd size was halved before. At twice the size a
+    3x3 filter is four 2x2 ones (`doubled`).
     """
 
     name: str
     sources: tuple[View, ...]  # [images, height, width, C], or two side by side in C
-    weight: str  # [N, kh, kw, C]
+    weight: str  # [N, kh, kw, C], or [N, 16, C] where it is doubled
     kernel: tuple[int, int]
     stride: int
     padding: tuple[int, int, int, int]
@@ -181,10 +189,22 @@ class Convolution(_Operation):
     output: View  # [images, height, width, N]
 
     @property
+    def doubled(self) -> bool:
+        """Whether each parity of the output's pixels has a 2x2 filter of its own."""
+        _, height, width, _ = self.sources[0].shape
+        size = height, width
+        return doubles(size, self.upsampled, self.kernel, self.stride, self.padding)
+
+    @property
     def flops(self) -> int:
         """2 per pixel, filter and weight of a filter."""
         depth = self.channels * prod(self.kernel)
         return 2 * prod(self.output.shape[:3]) * self.filters * depth
+
+    @property
+    def flops_done(self) -> int:
+        """The same with the weights of a 2x2 filter, where it is doubled."""
+        return self.flops * 4 // 9 if self.doubled else self.flops
 
     @property
     def reads(self) -> tuple[View, ...]:
@@ -406,7 +426,7 @@ class Plan:
 
     @property
     def flops(self) -> int:
-        """Of all operations; a multiply and an add are two."""
+        """The model's arithmetic, of all operations; a multiply and an add are two."""
         return sum(operation.flops for operation in self.operations)
 
     @property

@@ -2,7 +2,8 @@
 
 An operation takes as long as its arithmetic at the chip's full rate, its exponentials or its bytes
 at full bandwidth, whichever is longest, and every kernel a gap (Williams et al., "Roofline", 2009).
-Each byte is counted once for every kernel that reads or writes it, as if no cache kept it.
+Each byte is counted once for every kernel that reads or writes it, as if no cache kept it. FLOPs
+are those of the model, as everybody counts them; time is that of the arithmetic that is done.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,7 @@ def cost(plan: Plan, operation: Operation, roof: Roof, kernels: int) -> Cost:
     """Of one operation, which launches so many kernels."""
     moved = plan.bytes_moved(operation)
     busy = max(
-        operation.flops / roof.rate(plan.dtype),
+        operation.flops_done / roof.rate(plan.dtype),
         operation.exponentials / roof.exponentials,
         moved / roof.bandwidth,
     )

@@ -52,7 +52,7 @@ def convolution(operation: p.Convolution, plan: p.Plan, chip: Chip) -> Ways:
     second = rest[0] if rest else None
     epilogue = operation.epilogue
     images, height, width, _ = first.shape
-    filters, kernel_height, kernel_width, channels = plan.weights[operation.weight].shape
+    filters, *_, channels = plan.weights[operation.weight].shape
     residual, vector = epilogue.residual, epilogue.vector
     sizes = conv.Convolution(
         dtype=dtype_of(plan, *operation.reads, operation.output),
@@ -61,7 +61,7 @@ def convolution(operation: p.Convolution, plan: p.Plan, chip: Chip) -> Ways:
         width=width,
         channels=channels,
         filters=filters,
-        kernel=(kernel_height, kernel_width),
+        kernel=operation.kernel,
         stride=operation.stride,
         padding=operation.padding,
         enlarged=operation.upsampled,

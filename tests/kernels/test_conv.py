@@ -60,8 +60,7 @@ class Case:
 
         has, size = of.epilogue, (of.images, *of.output_size)
         self.x = some(of.images, of.height, of.width, of.channels)
-        taps = (conv.TAPS,) if of.doubled else of.kernel
-        self.weight = some(of.filters, *taps, of.channels) / 4
+        self.weight = some(*of.weight_shape) / 4
         self.bias = some(of.filters) if has.bias else None
         self.vector = some(of.images, of.filters) if has.vector else None
         columns = has.columns(of.filters)

@@ -79,8 +79,7 @@ def check(of: Convolution, tile: Tile, *, splits: int = 1, seed: int = 0) -> Non
         return int(bench.put(wide).address)
 
     x = some(of.images, of.height, of.width, of.channels)
-    taps = (conv.TAPS,) if of.doubled else of.kernel
-    weight = some(of.filters, *taps, of.channels) / 8
+    weight = some(*of.weight_shape) / 8
     bias = some(of.filters) if has.bias else None
     vector = some(of.images, of.filters) if has.vector else None
     residual = some(of.images, *of.output_size, of.filters) if has.residual else None

@@ -110,3 +110,21 @@ def test_a_picture_of_three_channels_takes_the_narrow_tile() -> None:
             padding=(1, 1, 1, 1),
         )
         assert conv.tactics(last, H200)[0].cut.tile.columns == 16
+
+
+@pytest.mark.parametrize("dtype", tiles.ELEMENTS)
+def test_a_tile_of_a_doubled_convolution_has_pixels_of_one_parity(dtype: str) -> None:
+    of = conv.Convolution(
+        dtype=dtype,
+        images=3,
+        height=9,
+        width=7,
+        channels=64,
+        filters=200,
+        kernel=(3, 3),
+        padding=(1, 1, 1, 1),
+        enlarged=(18, 14),
+    )
+    for tactic in conv.tactics(of, H200):
+        tile, grid = tactic.cut.tile, tactic.cut.launch.grid
+        assert grid[0] == 4 * -(-3 * 9 * 7 // tile.rows) * -(-200 // tile.columns)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.native.chips import EXPONENTIALS, GAP, ROOFS, roof
 from diffusion_rt.engines.native.counts import kernel_counts
 from diffusion_rt.engines.native.lower import plan_of
-from diffusion_rt.engines.native.plan import Attention, GroupNorm, Product
+from diffusion_rt.engines.native.plan import Attention, Convolution, GroupNorm, Product
 from diffusion_rt.engines.native.roofline import by_kind, cost
 from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.kernels.catalogue import ARCHS
@@ -93,6 +94,11 @@ def test_the_roof_of_an_operation() -> None:
     assert cost(plan, product, h200, 1).seconds == pytest.approx(busy + GAP)
     assert cost(plan, norm, h200, 2).seconds == pytest.approx(
         plan.bytes_moved(norm) / 4.3e12 + 2 * GAP
+    )
+    enlarged = next(o for o in plan.operations if isinstance(o, Convolution) and o.doubled)
+    slow = replace(h200, half=1e8)  # so that it is arithmetic that takes the time
+    assert cost(plan, enlarged, slow, 1).seconds == pytest.approx(
+        enlarged.flops * 4 / 9 / 1e8 + GAP
     )
     counts = kernel_counts(plan, h200)
     assert counts.kernels[plan.operations.index(norm)] == 2

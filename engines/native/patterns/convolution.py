@@ -1,6 +1,7 @@
 """Convolutions over NHWC, with the padding and enlarging before them and what follows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from diffusion_rt.engines.native.builder import Builder
 from diffusion_rt.engines.native.graph import Node
@@ -8,6 +9,7 @@ from diffusion_rt.engines.native.patterns.epilogue import Chain, epilogue, follo
 from diffusion_rt.engines.native.plan import VECTOR, Convolution, Product, View
 from diffusion_rt.engines.native.values import Parameter, Tensor
 from diffusion_rt.engines.native.views import contiguous, narrowed, permuted, pixels, rows
+from diffusion_rt.kernels.conv import TAPS
 
 
 def convolution(builder: Builder, index: int, node: Node) -> None:
@@ -77,23 +79,34 @@ def _emit(
             )
         )
     else:
-        shape = (filled, *kernel, depth)
-        builder.emit(
-            Convolution(
-                name=named,
-                sources=sources,
-                weight=builder.weight([weight], "filters", shape),
-                kernel=(kernel[0], kernel[1]),
-                stride=stride,
-                padding=padding,
-                upsampled=tensor.enlarged,
-                channels=channels,
-                filters=filters,
-                epilogue=epilogue(builder, chain, vector, result, fit),
-                output=output,
-            )
+        made = Convolution(
+            name=named,
+            sources=sources,
+            weight=builder.weight([weight], "filters", (filled, *kernel, depth)),
+            kernel=(kernel[0], kernel[1]),
+            stride=stride,
+            padding=padding,
+            upsampled=tensor.enlarged,
+            channels=channels,
+            filters=filters,
+            epilogue=epilogue(builder, chain, vector, result, fit),
+            output=output,
         )
+        builder.emit(_doubled(builder, made, weight))
     builder.keep(chain.value, result, chain.steps)
+
+
+def _doubled(builder: Builder, made: Convolution, weight: Parameter) -> Convolution:
+    """The same with summed filters, where it may read them.
+
+    Weights do not depend on sizes, so both kinds are there whichever this size reads.
+    """
+    usual = (made.kernel, made.stride, made.padding) == ((3, 3), 1, (1, 1, 1, 1))
+    if made.upsampled is None or not usual:
+        return made
+    filters, *_, channels = builder.weights[made.weight].shape
+    summed = builder.weight([weight], "doubled", (filters, TAPS, channels))
+    return replace(made, weight=summed) if made.doubled else made
 
 
 def _rows(view: View) -> View:

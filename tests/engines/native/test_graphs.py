@@ -332,7 +332,7 @@ def test_memory_too_small_for_the_weights(model: ModelFolder) -> None:
 
 
 def test_a_size_that_never_fits_is_told_with_one_that_would(model: ModelFolder) -> None:
-    graphs = NativeGraphs(model, simulated_gpu(memory_bytes=21 << 20), precision="float32")
+    graphs = NativeGraphs(model, simulated_gpu(memory_bytes=24 << 20), precision="float32")
     loaded = graphs.loaded("unet_step")
     sizes = {"batch": 2, "height": 64, "width": 96, "tokens": 32}
     with pytest.raises(OutOfMemory, match=r"GB is free; \d+x\d+ would fit") as told:

@@ -205,6 +205,25 @@ def test_enlarging_is_folded_into_the_convolution(
     plan = check(text, sizes, FILTERS, {"x": real(images, 8, height, width)})
     (convolution,) = (o for o in plan.operations if isinstance(o, Convolution))
     assert convolution.upsampled == (tall, wide)
+    twice = (tall, wide) == (2 * height, 2 * width)
+    assert plan.weights[convolution.weight].layout == ("doubled" if twice else "filters")
+    assert {weight.layout for weight in plan.weights.values()} == {"rows", "filters", "doubled"}
+    assert plan.flops == 2 * images * tall * wide * 16 * 8 * 9
+    assert convolution.flops_done == (plan.flops * 4 // 9 if twice else plan.flops)
+
+
+@pytest.mark.parametrize(("side", "pads"), [(1, 0), (3, 0), (3, 2)])
+def test_an_enlarged_picture_under_other_filters_stays_whole(side: int, pads: int) -> None:
+    tall = 6 + 2 * pads - side + 1
+    text = f"""g (float[b, 8, h, w] x, float[16, 8, {side}, {side}] f) =>
+        (float[b, 16, {tall}, {tall}] y) {{
+        scales = Constant <value = float[4] {{1.0, 1.0, 2.0, 2.0}}> ()
+        u = Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric",
+            nearest_mode = "floor"> (x, , scales)
+        y = Conv <pads = [{pads}, {pads}, {pads}, {pads}]> (u, f) }}"""
+    filters = {"f": real(16, 8, side, side)}
+    plan = check(text, {"b": 2, "h": 3, "w": 3}, filters, {"x": real(2, 8, 3, 3)})
+    assert {weight.layout for weight in plan.weights.values()} == {"filters"}
 
 
 def test_padding_at_two_edges_is_folded_into_the_convolution() -> None:

@@ -1,5 +1,6 @@
 """Weights on the simulator: every layout and cast, the ring, replacing one tensor, bad files."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def expected(checkpoint: Checkpoint, weight: Weight) -> Array:
         values = widened(*checkpoint.stored[source.name])
         if weight.layout == "filters":
             values = values.transpose(0, 2, 3, 1)
+        elif weight.layout == "doubled":
+            values = doubled(values.astype(np.float32))
         elif weight.layout == "geglu":
             half = len(values) // 2
             order = [
@@ -93,6 +96,18 @@ def expected(checkpoint: Checkpoint, weight: Weight) -> Array:
     return to_bfloat16(whole) if weight.dtype == "bfloat16" else whole.astype(weight.dtype)
 
 
+def doubled(values: Array) -> Array:
+    """For each parity and each of its taps: the sum of the weights that meet the same pixel."""
+    place = np.zeros((len(values), 4, 4, values.shape[1]), np.float32)
+    meets = [(0, 1, 1), (0, 0, 1)]  # of an even and of an odd line: where three taps lie
+    for (p, q), (t, u) in product(product((0, 1), repeat=2), repeat=2):
+        lines = [i for i in range(3) if meets[p][i] == t]
+        columns = [i for i in range(3) if meets[q][i] == u]
+        taps = values[:, :, lines][:, :, :, columns]
+        place[:, 2 * p + q, 2 * t + u] = taps.sum(axis=2).sum(axis=2)
+    return place.reshape(len(values), 16, -1)
+
+
 @st.composite
 def cases(draw: Any) -> list[Case]:
     """Layout, shapes of the stored tensors, their dtype and the device's."""
@@ -100,12 +115,12 @@ def cases(draw: Any) -> list[Case]:
     dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
     found = []
     for _ in range(draw(st.integers(1, 5))):
-        layout = draw(st.sampled_from(["rows", "filters", "geglu", "transposed"]))
+        layout = draw(st.sampled_from(["rows", "filters", "doubled", "geglu", "transposed"]))
         if layout == "rows":
             columns = draw(st.sampled_from([(), (draw(size),)]))
             shapes = [(draw(size), *columns) for _ in range(draw(st.integers(1, 3)))]
-        elif layout == "filters":
-            side = draw(st.sampled_from([1, 3]))
+        elif layout in ("filters", "doubled"):
+            side = 3 if layout == "doubled" else draw(st.sampled_from([1, 3]))
             shapes = [(draw(size), draw(size), side, side)]
         elif layout == "geglu":
             shapes = [(16 * draw(st.integers(1, 4)), *draw(st.sampled_from([(), (5,)])))]
@@ -120,6 +135,8 @@ def laid_out(layout: Layout, shapes: list[tuple[int, ...]], spare: int) -> tuple
     first = shapes[0]
     if layout == "filters":
         shape = (first[0] + spare, *first[2:], first[1] + spare)
+    elif layout == "doubled":
+        shape = (first[0] + spare, 16, first[1] + spare)
     elif layout == "transposed":
         shape = tuple(size + spare for size in first[::-1])
     elif layout == "geglu":
@@ -200,7 +217,13 @@ def test_merged_projections_are_stacked_and_replaced_one_by_one(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("layout", "shape"),
-    [("filters", (5, 3, 3, 3)), ("geglu", (48, 9)), ("transposed", (6, 11)), ("rows", (700, 3))],
+    [
+        ("filters", (5, 3, 3, 3)),
+        ("doubled", (5, 3, 3, 3)),
+        ("geglu", (48, 9)),
+        ("transposed", (6, 11)),
+        ("rows", (700, 3)),
+    ],
 )
 @pytest.mark.parametrize("given_as", ["float32", "float16"])
 def test_a_tensor_is_replaced_in_its_layout(
@@ -313,6 +336,8 @@ def test_a_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
         ("rows", (4, 4), (3, 4)),
         ("rows", (4, 6), (4, 5)),
         ("filters", (4, 3, 3, 3), (4, 3, 3, 2)),
+        ("doubled", (4, 3, 3, 3), (4, 16, 2)),
+        ("doubled", (4, 3, 1, 3), (4, 16, 3)),
         ("geglu", (20, 4), (20, 4)),
         ("transposed", (3, 4), (4, 2)),
     ],
