@@ -222,12 +222,12 @@ def _fine(sink: Sink, drawn: Drawing, setting: Setting) -> bool:
 
 
 def _work(folder: ModelFolder, extent: Extent) -> tuple[int, int]:
-    """Operations and bytes of one evaluation, as the native engine's plan has them."""
+    """Operations that are done and bytes of one evaluation, by the native engine's plan."""
     side = extent.side // folder.manifest.vae.factor
     tokens = max(encoder.max_length for encoder in folder.manifest.text_encoders)
     sizes = {"batch": 2, "height": side, "width": side, "tokens": tokens}
     plan = plan_of(folder, "unet_step", sizes, "float16")
-    flop = sum(operation.flops for operation in plan.operations)
+    flop = sum(operation.flops_done for operation in plan.operations)
     return flop, sum(plan.bytes_moved(operation) for operation in plan.operations)
 
 

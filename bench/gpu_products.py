@@ -89,7 +89,9 @@ class Way:
 
     @property
     def flop(self) -> int:
-        return self.shape.flop
+        """Those that are done: of nine taps over an enlarged picture four."""
+        enlarged = isinstance(self.shape, gpu_shapes.Conv) and self.shape.enlarged
+        return self.shape.flop * 4 // 9 if enlarged else self.shape.flop
 
     def build(self, bench: Bench, seed: int) -> Built:
         """On inputs that are the same for every seed: at another address they are as cold."""
@@ -176,18 +178,27 @@ def _enqueue(bench: Bench, variant: str, launch: Launch, arguments: tuple[Any, .
 
 
 def _convolution(shape: gpu_shapes.Conv) -> conv.Convolution:
+    height, width = _source(shape)
     return conv.Convolution(
         dtype=DTYPE,
         images=shape.images,
-        height=shape.height * shape.stride,
-        width=shape.width * shape.stride,
+        height=height,
+        width=width,
         channels=_padded(shape.channels),
         filters=_padded(shape.filters),
         kernel=(3, 3),
         stride=shape.stride,
         padding=(1, 1, 1, 1),
+        enlarged=(shape.height, shape.width) if shape.enlarged else None,
         epilogue=Epilogue(bias=True),
     )
+
+
+def _source(shape: gpu_shapes.Conv) -> tuple[int, int]:
+    """Height and width of what a convolution reads, as it lies."""
+    if shape.enlarged:
+        return shape.height // 2, shape.width // 2
+    return shape.height * shape.stride, shape.width * shape.stride
 
 
 def _attention(shape: gpu_shapes.Attention) -> attention.Attention:
@@ -253,14 +264,21 @@ def _checked_product(shape: gpu_shapes.Gemm | Geglu, random: Callable[..., Array
 
 def _checked_convolution(shape: gpu_shapes.Conv, random: Callable[..., Array]) -> Checked:
     stride, channels, filters = shape.stride, _padded(shape.channels), _padded(shape.filters)
-    height, width = shape.height * stride, shape.width * stride
+    height, width = _source(shape)
     x = random(shape.images, height, width, channels)
     weight = random(filters, 3, 3, channels, scale=(9 * channels) ** -0.5)
+    if shape.enlarged:
+        weight = conv.doubled_filters(weight).astype(DTYPE)
     bias = random(filters)
     # Whole lines of the result: both edges, and one within.
     lines = sorted({0, shape.height // 2, shape.height - 1})
     parts = []
     for line in lines:
+        if shape.enlarged:
+            first = max(line // 2 - 1, 0)
+            made = conv.reference(x[:, first : line // 2 + 2], weight, bias=bias)
+            parts.append(made[:, line - 2 * first, None])
+            continue
         first, last = line * stride - 1, line * stride + 1  # of the source, both included
         seen = x[:, max(first, 0) : last + 1]
         padding = (max(-first, 0), 1, max(last - height + 1, 0), 1)

@@ -64,7 +64,10 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A 3x3 convolution over NHWC; height and width are those of its output."""
+    """A 3x3 convolution over NHWC; height and width are those of its output.
+
+    An `enlarged` one moves over a picture of half that size, each pixel repeated twice each way.
+    """
 
     images: int
     height: int
@@ -72,6 +75,7 @@ class Conv:
     channels: int
     filters: int
     stride: int = 1
+    enlarged: bool = False
 
     @property
     def flop(self) -> int:
@@ -82,7 +86,8 @@ class Conv:
         """Read and written at least: the picture, the filters, their biases, the result."""
         pixels = self.images * self.height * self.width
         weights = (9 * self.channels + 1) * self.filters
-        return pixels * (self.channels * self.stride**2 + self.filters) + weights
+        read = pixels * self.stride**2 // (4 if self.enlarged else 1)
+        return read * self.channels + pixels * self.filters + weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,16 +164,16 @@ class _Walk:
     def pixels(self) -> int:
         return self.height * self.width
 
-    def conv(self, channels: int, filters: int, stride: int = 1) -> None:
+    def conv(self, channels: int, filters: int, stride: int = 1, *, enlarged: bool = False) -> None:
         self.height //= stride
         self.width //= stride
         place = (self.images, self.height, self.width)
-        self.found[Conv(*place, channels, filters, stride)] += 1
+        self.found[Conv(*place, channels, filters, stride, enlarged)] += 1
 
     def upsample(self, channels: int) -> None:
         self.height *= 2
         self.width *= 2
-        self.conv(channels, channels)
+        self.conv(channels, channels, enlarged=True)
 
     def norm(self, channels: int, silu: bool) -> None:
         self.found[GroupNorm(self.images, self.pixels, channels, silu)] += 1

@@ -16,6 +16,7 @@ from diffusion_rt.bench.gpu_chip import SIMULATOR
 from diffusion_rt.bench.gpu_products import Shape, checked, ways
 from diffusion_rt.bench.gpu_rows import Row, Sink
 from diffusion_rt.bench.gpu_shapes import Attention, Conv, Gemm, decode, of_kind, step
+from diffusion_rt.kernels import conv
 from diffusion_rt.kernels.catalogue import CATALOGUE
 from diffusion_rt.kernels.compile import CompileError, host_library
 from diffusion_rt.kernels.driver import limits_of
@@ -80,6 +81,17 @@ def test_what_is_checked_of_a_convolution_is_what_torch_makes_of_all_of_it() -> 
         ).permute(0, 2, 3, 1)
         assert whole.shape == made.shape
         np.testing.assert_allclose(made.rows(whole.numpy()), made.truth, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_checked_over_an_enlarged_picture_is_of_all_of_it() -> None:
+    for shape in (Conv(2, 10, 6, 16, 8, enlarged=True), Conv(1, 2, 2, 8, 8, enlarged=True)):
+        made = checked(shape)
+        x, weight, bias = made.inputs
+        whole = conv.reference(x, weight, bias=bias)
+        assert whole.shape == made.shape
+        np.testing.assert_allclose(made.rows(whole), made.truth, rtol=1e-12, atol=1e-12)
+        (way, *_) = ways(shape, limits_of(90))
+        assert way.flop == shape.flop * 4 // 9
 
 
 def test_what_is_checked_of_attention_is_what_torch_makes_of_all_of_it() -> None:
