@@ -2,14 +2,12 @@
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
-from diffusion_rt.bench import cli, running
-from diffusion_rt.bench.flags import LACKING
-from diffusion_rt.bench.records import OURS, append, read
+from diffusion_rt.bench import cli, reading
+from diffusion_rt.bench.records import OURS, append
 from diffusion_rt.engines.errors import BadInput
 from support.exported import ExportedModel
 from support.races import drawn
@@ -30,52 +28,19 @@ def test_each_benchmark_has_help(name: str, capsys: pytest.CaptureFixture[str]) 
     assert "--output" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("end-to-end", "timed runs of each contender; default: 10"),
-        ("export", "timed runs of each contender; default: 1"),
-        ("build", "timed runs of each contender; default: 1"),
-        ("end-to-end", "default: 7"),
-        ("checkpoint", "default: 0"),  # what `graphs` takes the weights away from again
-    ],
-)
-def test_help_tells_what_is_taken_by_default(
-    name: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        cli.main([name, "--help"])
-    assert words in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["end-to-end", "stages", "startup", "kernels", "export", "build"])
-def test_what_all_share_is_taken_or_refused_with_a_reason(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        cli.main([name, "--help"])
-    told = capsys.readouterr().out
-    shared = ("model", "against", "sizes", "batches", "steps", "samplers", "repeats")
-    for flag in shared:
-        assert re.search(rf"^  --{flag}[ :]", told, re.MULTILINE), flag
-    for flag, why in LACKING.get(name, {}).items():
-        with pytest.raises(BadInput, match=f"^--{flag}: not taken here: {re.escape(why)}$"):
-            cli.main([name, f"--{flag}", "1"])
-
-
 def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = re.findall(r"^  diffusion-rt bench ((?!BENCHMARK).+)$", cli.HELP, re.MULTILINE)
     assert {line.split()[0] for line in lines} >= set(cli.BENCHMARKS) - {"startup"}
     for line in lines:
         name, *words = shlex.split(re.sub(r" {2,}\(.*\)$", "", line))
-        function = cli.BENCHMARKS[name][0]
+        function = cli.BENCHMARKS[name]
 
         def stop(*_: object, **named: object) -> None:
             raise InterruptedError
 
         # What follows the reading of the flags is not for this test.
-        for first in ("_check_peers", "_require", "_origin", "_subject_and_cases"):
-            monkeypatch.setattr(cli, first, stop)
+        for first in ("check_peers", "require", "origin", "subject_and_cases"):
+            monkeypatch.setattr(reading, first, stop)
         for first in ("bench.kernels.check", "bench.bare.strip", "engines.model_folder.open_model"):
             monkeypatch.setattr(f"diffusion_rt.{first}", stop)
         monkeypatch.setattr("diffusion_rt.bench.machine.checkout", stop)
@@ -111,39 +76,6 @@ def test_bad_input_is_named(words: list[str], message: str, exported_model: Expo
     model = str(exported_model("plain"))
     with pytest.raises(BadInput, match=message):
         cli.main([model if word == "MODEL" else word for word in words])
-
-
-def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(BadInput, match=r"needs a C\+\+ compiler; install g\+\+"):
-        cli.main(["stages", "--against", "compile"])
-
-
-def test_without_diffusers_there_is_nothing_to_hold_against(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(running, "find_spec", lambda name: None if name == "diffusers" else name)
-    with pytest.raises(BadInput, match=r"^diffusers is not installed; .*\[cpu,export\]"):
-        cli.main(["end-to-end"])
-
-
-def test_our_own_time_is_measured_and_kept(
-    exported_model: ExportedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = exported_model("plain")
-    flags = ["--sizes", "32x24", "--steps", "3", "--repeats", "2", "--warm-up", "0"]
-    words = ["--model", str(model), "--engine", "null", "--threads", "1", *flags]
-    assert cli.main(["stages", *words, "--output", str(tmp_path)]) == 0
-    records = {record.measure: record for record in read(tmp_path)}
-    own = records["own"]
-    assert own.spread is not None
-    assert own.spread.n == 2 * (3 - 1)
-    assert own.setting["engine"] == "null"
-    assert own.setting["size"] == "32x24"
-    assert own.peak_rss is not None
-    assert str(model.parent) not in own.command
-    assert "--engine null" in own.command
-    assert len(capsys.readouterr().out.splitlines()) == len(records)
 
 
 def test_report_and_its_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_rt.bench import cli
+from diffusion_rt.bench import cli, reading
 from diffusion_rt.bench.everything import COMMANDS, SDXL, everything
 
 
@@ -16,11 +16,11 @@ def test_each_command_is_one_of_ours(command: str, monkeypatch: pytest.MonkeyPat
         raise InterruptedError
 
     name, *words = shlex.split(command)
-    for first in ("_check_peers", "_require", "_origin", "_subject_and_cases"):
-        monkeypatch.setattr(cli, first, stop)
+    for first in ("check_peers", "require", "origin", "subject_and_cases"):
+        monkeypatch.setattr(reading, first, stop)
     monkeypatch.setattr("diffusion_rt.bench.running.warn_if_busy", stop)
     with pytest.raises(InterruptedError):
-        cli.BENCHMARKS[name][0](name, words)
+        cli.BENCHMARKS[name](name, words)
 
 
 def test_they_are_what_the_tables_are_made_of() -> None:

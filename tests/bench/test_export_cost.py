@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_rt.bench import cli, export_cost
-from diffusion_rt.bench.architectures import SDXL_SMALL
-from diffusion_rt.bench.checkpoint import make_checkpoint
+from diffusion_rt.bench import export_cost
 from diffusion_rt.bench.launch import Ran
-from diffusion_rt.bench.records import read
-from diffusion_rt.engines.errors import BadInput
 from support.races import origin
 
 
@@ -35,21 +31,3 @@ def test_only_new_files_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert written.spread is not None
     assert (seconds.spread.p50, memory.spread.p50, written.spread.p50) == (7, 11, 23)
     assert weights.stat().st_size == 1000
-
-
-def test_a_checkpoint_of_somebodys_own_is_measured_where_it_lies_and_never_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "mine"
-    count = make_checkpoint(folder, SDXL_SMALL)
-    monkeypatch.setattr(export_cost, "exports", lambda *_: export_cost.Exports([1], [2], [3]))
-    words = ["--model", str(folder), "--output", str(tmp_path)]
-    assert cli.main(["export", *words]) == 0
-    record, *_ = read(tmp_path)
-    assert record.setting == {"model": "mine", "weights": count}
-    assert record.command == "diffusion-rt bench export --model mine --repeats 1"
-    graph = folder / "unet_step.float32.onnx"
-    graph.touch()
-    with pytest.raises(BadInput, match=r"unet_step\.float32\.onnx: exported already"):
-        cli.main(["export", *words])
-    assert graph.exists()

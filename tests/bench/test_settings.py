@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from diffusion_rt.bench import cli
+from diffusion_rt.bench import reading
 from diffusion_rt.bench.flags import FLAGS, command_of, parser_of
 from diffusion_rt.bench.settings import SETTINGS, expanded
 from diffusion_rt.engines.errors import BadInput
@@ -14,7 +14,7 @@ ALL = {name for _, flags in SETTINGS.values() for name in flags}
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_command_that_is_kept_shows_every_flag(name: str) -> None:
-    found = cli._read("end-to-end", ["--setting", name], *FLAGS)
+    found = reading.read("end-to-end", ["--setting", name], *FLAGS)
     words = shlex.split(command_of("end-to-end", found, None))
     assert "--setting" not in words
     again = parser_of("end-to-end", "", FLAGS).read(words[3:])
@@ -27,18 +27,18 @@ def test_the_command_that_is_kept_shows_every_flag(name: str) -> None:
 
 def test_what_is_given_wins_and_settings_go_together() -> None:
     words = ["--steps", "7", "--setting=mlperf,batches", "--seed", "1"]
-    found = cli._read("end-to-end", words, *FLAGS)
+    found = reading.read("end-to-end", words, *FLAGS)
     assert found.steps == [7]
     assert found.batches == [1, 2, 4, 8]
     assert found.sizes == [(1024, 1024)]
     assert found.guidance_scale == 8
     assert found.samplers == ["euler"]
-    assert len(cli._read("stages", ["--setting", "buckets"], *FLAGS).sizes) == 9
+    assert len(reading.read("stages", ["--setting", "buckets"], *FLAGS).sizes) == 9
 
 
 def test_growth_is_two_series_and_not_every_combination() -> None:
-    found = cli._read("end-to-end", ["--setting", "growth"], *FLAGS)
-    _, cases = cli._subject_and_cases(found)
+    found = reading.read("end-to-end", ["--setting", "growth"], *FLAGS)
+    _, cases = reading.subject_and_cases(found)
     drawn = [(case.width, case.images) for case in cases]
     assert drawn == [*((side, 1) for side in (64, 96, 128, 192, 256)), (128, 2), (128, 4), (128, 8)]
 
