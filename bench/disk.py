@@ -41,11 +41,11 @@ def records_of_folders(origin: Origin, ours: Path, theirs: Path) -> list[Record]
 
 
 def records_of_downloads(origin: Origin, ours: Path, theirs: Path) -> list[Record]:
-    """Of what pip would download to draw on a GPU, by two of its reports."""
-    mine, others = installed.downloads(ours), installed.downloads(theirs)
-    own = 0 if "diffusion-rt" in mine.versions else installed.own_wheel()
-    sizes = mine.nbytes + own, others.nbytes
-    return _records(*_of_a_gpu(origin, "download", mine.versions, others.versions), *sizes)
+    """Of two folders into which pip downloaded what it takes to draw on a GPU."""
+    mine, others = installed.versions_of_files(ours), installed.versions_of_files(theirs)
+    own = 0 if "diffusion-rt" in mine else installed.own_wheel()
+    sizes = installed.size_below(ours) + own, installed.size_below(theirs)
+    return _records(*_of_a_gpu(origin, "download", mine, others), *sizes)
 
 
 def _of_a_gpu(

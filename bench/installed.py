@@ -1,27 +1,28 @@
 """How much disk the packages take that something needs, with all that these need in turn.
 
-Of a set that does not lie in this environment, the size of a folder that pip installed it into, or
-of the files that pip would download.
+Of a set that does not lie in this environment, the size of a folder that pip installed it or
+downloaded its files into.
 """
 
 import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    canonicalize_name,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+from packaging.version import InvalidVersion
 
 from diffusion_rt.bench import machine
-from diffusion_rt.engines import strict_json
-from diffusion_rt.engines.artefact import read_bytes
 from diffusion_rt.engines.errors import BadInput, Fault
 from diffusion_rt.engines.manifest import NAME as MANIFEST
 from diffusion_rt.runtime.doctor import CORE
@@ -30,9 +31,6 @@ from diffusion_rt.runtime.doctor import CORE
 # what its documentation installs, `diffusers[torch] transformers`.
 OURS = (*CORE, "onnxruntime")
 DIFFUSERS = ("diffusers[torch]", "transformers")
-
-MAX_REPORT = 64 << 20  # bytes of what pip would install, as it says it
-SECONDS = 60  # for the size of one file
 
 
 def closure(roots: Iterable[str]) -> list[str]:
@@ -147,54 +145,24 @@ def size_below(folder: Path) -> int:
     return total
 
 
-@dataclass(frozen=True, slots=True)
-class Downloads:
-    """What pip would download for a set of packages."""
+def versions_of_files(folder: Path) -> dict[str, str]:
+    """The packages whose files pip downloaded into a folder, and their versions.
 
-    versions: Mapping[str, str]  # package -> version
-    nbytes: int
-
-
-def downloads(report: Path) -> Downloads:
-    """The files of `pip install --dry-run --ignore-installed --report FILE …` and their sizes.
-
-    Nothing is downloaded: each server is asked for the length alone. Raises BadInput for what is no
-    such report, and Fault where a size cannot be had.
+    BadInput where another file lies there, or none.
     """
-    found = strict_json.parse(read_bytes(report, MAX_REPORT), str(report))
-    entries = found.get("install") if isinstance(found, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise BadInput(f"{report}: lists nothing to install; pip install --dry-run --report FILE …")
-    places: dict[str, str] = {}
-    versions: dict[str, str] = {}
-    for entry in entries:
+    found = {}
+    for path in sorted(folder.glob("*")):
         try:
-            about, url = entry["metadata"], entry["download_info"]["url"]
-            name, version = canonicalize_name(about["name"]), str(about["version"])
-            known = urlsplit(url).scheme in ("https", "file")
-        except (TypeError, KeyError, AttributeError, ValueError):
-            known = False
-        if not known:
-            raise BadInput(f"{report}: a package without a name or a place; make the report anew")
-        places[name], versions[name] = url, version
-    return Downloads(versions, sum(map(_length, places.values())))
-
-
-def _length(url: str) -> int:
-    """Bytes of the file at a URL; Fault names the file, not the server."""
-    parts = urlsplit(url)
-    name = Path(unquote(parts.path)).name
-    if parts.scheme == "file":
-        return _size(Path(unquote(parts.path)))
-    request = urllib.request.Request(url, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            length = answer.headers.get("Content-Length", "")
-    except (OSError, urllib.error.URLError) as error:
-        raise Fault(f"{name}: its size cannot be had: {error}") from None
-    if not length.isdecimal():
-        raise Fault(f"{name}: its server does not say how large it is")
-    return int(length)
+            if path.suffix == ".whl":
+                name, version, *_ = parse_wheel_filename(path.name)
+            else:
+                name, version = parse_sdist_filename(path.name)
+        except (InvalidWheelFilename, InvalidSdistFilename, InvalidVersion):
+            raise BadInput(f"{path}: no file of a package; pip download --dest DIR …") from None
+        found[str(name)] = str(version)
+    if not found:
+        raise BadInput(f"{folder}: no files of packages lie there; pip download --dest DIR …")
+    return found
 
 
 def _size(path: Path) -> int:

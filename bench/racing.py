@@ -159,21 +159,15 @@ def startup(benchmark: str, argv: Sequence[str]) -> int:
     names = [name for name in reading.CASE if name != "batches"]
 
     def add(parser: argparse.ArgumentParser) -> None:
-        for name, whose in (("ours", "diffusion-rt's"), ("theirs", "diffusers'")):
-            parser.add_argument(
-                f"--downloads-{name}",
-                type=Path,
-                metavar="FILE",
-                help=f"what pip would install for {whose} CUDA set, by pip install --dry-run "
-                "--ignore-installed --report FILE …; with both, only these sizes are asked for",
-            )
-            parser.add_argument(
-                f"--installed-{name}",
-                type=Path,
-                metavar="DIR",
-                help=f"where pip installed {whose} CUDA set, by pip install --target DIR …; with "
-                "both, only these sizes are counted",
-            )
+        for kind, how in (("downloads", "download --dest"), ("installed", "install --target")):
+            for name, whose in (("ours", "diffusion-rt's"), ("theirs", "diffusers'")):
+                parser.add_argument(
+                    f"--{kind}-{name}",
+                    type=Path,
+                    metavar="DIR",
+                    help=f"{whose} set for a GPU, by pip {how} DIR …; with both, only their sizes "
+                    "are counted",
+                )
 
     found = reading.read(benchmark, argv, "model", "against", *names, "repeats", "threads", add=add)
     if found.against != ["diffusers"]:
@@ -196,7 +190,7 @@ def startup(benchmark: str, argv: Sequence[str]) -> int:
         if not all(sets):
             raise BadInput(f"--{name}-ours and --{name}-theirs go together; give both")
         origin = reading.origin(benchmark, argparse.Namespace(), None)
-        words = f"--{name}-ours PATH --{name}-theirs PATH"
+        words = f"--{name}-ours DIR --{name}-theirs DIR"
         origin = replace(origin, command=f"{origin.command} {words}")
         with telling() as tell:
             keep(found.output, records_of(origin, *sets), tell)

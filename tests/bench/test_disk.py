@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.bench import disk, installed
-from diffusion_rt.bench.installed import Downloads
 from diffusion_rt.bench.records import Origin, Record
 from support.races import origin
 
@@ -44,19 +43,18 @@ def test_both_sides_have_the_checkpoint(monkeypatch: pytest.MonkeyPatch, here: O
     assert ours.versions == here.versions
 
 
-def test_the_engine_is_known_by_what_is_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Origin
-) -> None:
-    sets = {
-        "ours": Downloads({"cuda-bindings": "13.5", "rich": "1"}, 100),
-        "theirs": Downloads({"torch": "2.15"}, 1 << 40),
-    }
-    monkeypatch.setattr(installed, "downloads", lambda path: sets[path.name])
+def test_the_engine_is_known_by_what_is_downloaded(tmp_path: Path, here: Origin) -> None:
+    files = {"ours/cuda_bindings-13.5-cp311-cp311-linux.whl": 100, "ours/rich-1.tar.gz": 5}
+    files["theirs/torch-2.15-py3-none-any.whl"] = 1 << 20
+    for name, size in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
     ours, theirs, ratio = disk.records_of_downloads(here, tmp_path / "ours", tmp_path / "theirs")
     assert ours.versions == {"diffusion-rt": "0.1", "torch": "2.15", "cuda-bindings": "13.5"}
+    assert ours.measure == "download"
     assert ours.setting == {"torch": "cuda", "engine": "native"}
-    assert (middle(ours), middle(theirs)) == (120, (1 << 40) + CHECKPOINT)
-    assert middle(ratio) == ((1 << 40) + CHECKPOINT) / 120
+    assert (middle(ours), middle(theirs)) == (105 + 20, (1 << 20) + CHECKPOINT)
+    assert middle(ratio) == ((1 << 20) + CHECKPOINT) / 125
 
 
 def test_folders_that_pip_filled_are_counted(tmp_path: Path, here: Origin) -> None:

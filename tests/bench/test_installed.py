@@ -1,28 +1,24 @@
 """Installed sizes, of made-up distributions whose size is known."""
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
-from urllib.request import Request
 
 import pytest
 
 from diffusion_rt.bench import installed, machine
 from diffusion_rt.bench.installed import (
     OURS,
-    Downloads,
     checkpoint_size,
     closure,
-    downloads,
     install,
     own_size,
     own_wheel,
     size_below,
     size_of,
     versions_in,
+    versions_of_files,
 )
 from diffusion_rt.engines.errors import BadInput, Fault
 
@@ -125,62 +121,12 @@ def test_a_checkpoint_is_what_export_did_not_make(tmp_path: Path) -> None:
         size_below(tmp_path / "nowhere")
 
 
-def report(folder: Path, places: dict[str, str]) -> Path:
-    path = folder / "report.json"
-    entries = [
-        {"metadata": {"name": name, "version": "1.0"}, "download_info": {"url": url}}
-        for name, url in places.items()
-    ]
-    path.write_text(json.dumps({"install": entries}))
-    return path
-
-
-class Answer(BytesIO):
-    def __init__(self, length: str | None) -> None:
-        super().__init__()
-        self.headers = {} if length is None else {"Content-Length": length}
-
-
-def test_downloads_are_asked_for_their_length_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "one two.whl").write_bytes(bytes(30))
-    asked: list[tuple[str, str]] = []
-
-    def urlopen(request: Request, timeout: float) -> Answer:
-        asked.append((request.get_method(), request.full_url))
-        return Answer("1000000000")
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    path = (tmp_path / "one two.whl").as_uri()
-    found = downloads(report(tmp_path, {"One_Two": path, "b": "https://example.com/b-1.whl"}))
-    assert found == Downloads({"b": "1.0", "one-two": "1.0"}, 1_000_000_030)
-    assert asked == [("HEAD", "https://example.com/b-1.whl")]
-
-
-@pytest.mark.parametrize("length", [None, "many", OSError("no route")])
-def test_a_size_that_cannot_be_had_is_a_fault(
-    length: str | OSError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def urlopen(request: Request, timeout: float) -> Answer:
-        if isinstance(length, OSError):
-            raise length
-        return Answer(length)
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    with pytest.raises(Fault, match=r"^b-1\.whl: its (size|server)"):
-        downloads(report(tmp_path, {"b": "https://example.com/b-1.whl"}))
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["[]", "{}", '{"install": []}', '{"install": [1]}', '{"install": [{"metadata": {}}]}', "{"],
-)
-def test_what_is_no_report_is_refused(content: str, tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_text(content)
-    with pytest.raises(BadInput, match=r"report\.json"):
-        downloads(path)
-    other = report(tmp_path, {"b": "http://example.com/b.whl"})
-    with pytest.raises(BadInput, match="without a name or a place"):
-        downloads(other)
+def test_downloads_are_known_by_the_names_of_their_files(tmp_path: Path) -> None:
+    for name in ("One_Two-1.5-py3-none-any.whl", "b-2.0.post1.tar.gz"):
+        (tmp_path / name).write_bytes(bytes(30))
+    assert versions_of_files(tmp_path) == {"one-two": "1.5", "b": "2.0.post1"}
+    (tmp_path / "page.html").touch()
+    with pytest.raises(BadInput, match=r"page\.html: no file of a package"):
+        versions_of_files(tmp_path)
+    with pytest.raises(BadInput, match="no files of packages lie there"):
+        versions_of_files(tmp_path / "nowhere")
