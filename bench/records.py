@@ -70,7 +70,12 @@ class Record:
         """What the measurement is of: a later record of the same key replaces an earlier one."""
         setting = tuple(sorted(self.setting.items()))
         names = (self.benchmark, self.measure, self.contender, self.against or "")
-        return (*names, setting, self.device.key)
+        return (*names, setting, () if self.anywhere else self.device.key)
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether it is of a set of packages, which takes the same on every machine."""
+        return self.unit != "s" and self.setting.get("torch") == "cuda"
 
     @property
     def together(self) -> tuple[object, ...]:

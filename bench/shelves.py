@@ -110,11 +110,13 @@ def count(record: Record) -> str:
 
 
 def shelves(records: Iterable[Record]) -> list[Shelf]:
-    """What was measured, device by device."""
+    """What was measured, device by device, with all that is of none."""
     found: dict[object, list[Record]] = {}
+    anywhere: list[Record] = []
     for record in records:
-        found.setdefault(record.device.key, []).append(record)
-    return [Shelf(latest(group), group) for group in found.values()]
+        group = anywhere if record.anywhere else found.setdefault(record.device.key, [])
+        group.append(record)
+    return [Shelf(latest([*group, *anywhere]), group) for group in found.values()]
 
 
 def pixels(record: Record) -> int:

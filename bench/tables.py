@@ -270,7 +270,9 @@ def table(name: str, records: Iterable[Record]) -> str:
         head, *rows = make(shelf)
         if rows:
             lines = [_line(head), _line(["---"] * len(head)), *map(_line, rows)]
-            told = [record for record in shelf.records if record.benchmark in benchmarks]
+            # Sets for a GPU are of versions that are not installed here.
+            here = [record for record in shelf.records if not record.anywhere]
+            told = [record for record in here if record.benchmark in benchmarks] or here
             blocks.append("\n".join(lines) + f"\n\n{_caption(told)}")
     return "\n\n".join(blocks) or "Not measured yet."
 
@@ -337,13 +339,11 @@ def _line(cells: Sequence[str]) -> str:
 
 def _caption(records: Sequence[Record]) -> str:
     """Device, versions, days and commits of what a table tells."""
-    # Sets for a GPU are of versions that are not installed here.
-    here = [record for record in records if record.setting.get("torch") != "cuda"] or records
-    newest = max(here, key=lambda record: record.time)
+    newest = max(records, key=lambda record: record.time)
     found = [f"{name} {newest.versions[name]}" for name in SHOWN if name in newest.versions]
-    days = sorted({record.time[:10] for record in here})
+    days = sorted({record.time[:10] for record in records})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    by_time = sorted(here, key=lambda record: record.time)
+    by_time = sorted(records, key=lambda record: record.time)
     commits = dict.fromkeys(
         record.commit[:7] + (" (changed)" if record.changed else "")
         for record in by_time

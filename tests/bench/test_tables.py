@@ -12,7 +12,7 @@ from diffusion_rt.bench.records import ALL, OURS, Record
 from diffusion_rt.bench.shelves import digits, seconds, size
 from diffusion_rt.bench.spread import spread
 from diffusion_rt.bench.tables import HEADLINE, TABLES, table
-from support.races import drawn, origin
+from support.races import DEVICE, drawn, origin
 
 FULL: dict[str, str | int | float] = {"model": "full", "weights": 3_500_000_000}
 
@@ -137,16 +137,23 @@ def test_other_engines_have_columns_where_there_are_records_of_them() -> None:
     assert "native" not in text
 
 
-def test_downloads_do_not_tell_what_was_installed() -> None:
+def test_sets_for_a_gpu_are_of_no_device_and_tell_no_versions_of_it() -> None:
     setting: dict[str, str | int | float] = {"torch": "cuda", "engine": "native"}
-    given = origin("startup").record(
-        "download", OURS, setting, unit="bytes", spread=spread([1.2e8])
-    )
-    given = replace(given, versions={"torch": "9.9"}, time="2999-01-01T00:00:00Z")
-    import_ = drawn(0.1, measure="import", benchmark="startup")
-    text = table("startup", [import_, given])
+
+    def given(megabytes: float, device: Device, day: int) -> Record:
+        record = origin("startup", device).record(
+            "download", OURS, setting, unit="bytes", spread=spread([megabytes * 1e6])
+        )
+        return replace(record, versions={"torch": "9.9"}, time=f"2999-01-0{day}T00:00:00Z")
+
+    other = Device(kind="cpu", name="Other CPU", cores=8, memory=1 << 34)
+    import_ = drawn(0.1, measure="imported", benchmark="startup")
+    text = table("startup", [import_, given(110, DEVICE, 1), given(120, other, 2)])
     assert "| download, for `native` and PyTorch 9.9 on a GPU | 120 MB |" in text
-    assert "torch 2.0+cpu; " in text.splitlines()[-1]
+    assert "110 MB" not in text
+    assert "Other CPU" not in text
+    assert "Test CPU, 2 cores; onnxruntime 1.0, torch 2.0+cpu; 2" in text
+    assert "2999" not in text
 
 
 def test_devices_are_told_apart() -> None:
