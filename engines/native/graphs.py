@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from diffusion_rt.engines.device.bucket import loop_kernels
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import short_of_memory
-from diffusion_rt.engines.errors import BadInput, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, NoKernel, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.engine import NativeEngine, Signature
@@ -108,10 +109,14 @@ class NativeGraphs:
         return Program(plan_of(self.folder, graph, sizes, dtype), chip, self._choose)
 
     def compile(self, target: Target, progress: Progress | None = None) -> None:
-        """Compile the kernels of a target, as they are chosen; no weight is read."""
+        """Compile the kernels of a target, as they are chosen; no weight is read.
+
+        What no kernel takes is left out: that is heard when it is drawn, which may be in tiles.
+        """
         variants = list(loop_kernels(self._precision, self._precision).values())
         for graph, sizes in runs(target):
-            variants += self.loaded(graph).planned(sizes).variants
+            with suppress(NoKernel):
+                variants += self.loaded(graph).planned(sizes).variants
         self.gpu.compile(variants, progress)
 
     def bring_weights(self, program: Program) -> Weights:
