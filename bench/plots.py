@@ -73,6 +73,8 @@ def _roofline(shelf: Shelf) -> Plot | None:
         record
         for record in shelf.records
         if record.flop and record.nbytes and record.spread is not None and record.unit == "s"
+        # What computes nothing has no rate; a profile's own table says more than its points.
+        if record.setting.get("engine") != "null" and record.benchmark != "operators"
     ]
     if top is None or not done:
         return None

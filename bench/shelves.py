@@ -110,13 +110,17 @@ def count(record: Record) -> str:
 
 
 def shelves(records: Iterable[Record]) -> list[Shelf]:
-    """What was measured, device by device, with all that is of none."""
+    """What was measured, device by device, the latest first and with it all that is of none."""
     found: dict[object, list[Record]] = {}
     anywhere: list[Record] = []
     for record in records:
         group = anywhere if record.anywhere else found.setdefault(record.device.key, [])
         group.append(record)
-    return [Shelf(latest([*group, *anywhere]), group) for group in found.values()]
+    groups = sorted(found.values(), key=lambda group: group[-1].time, reverse=True)
+    return [
+        Shelf(latest([*group, *([] if number else anywhere)]), group)
+        for number, group in enumerate(groups or [anywhere])
+    ]
 
 
 def pixels(record: Record) -> int:
