@@ -119,7 +119,7 @@ def shelves(records: Iterable[Record]) -> list[Shelf]:
     groups = sorted(found.values(), key=lambda group: group[-1].time, reverse=True)
     return [
         Shelf(latest([*group, *([] if number else anywhere)]), group)
-        for number, group in enumerate(groups or [anywhere])
+        for number, group in enumerate(groups)
     ]
 
 

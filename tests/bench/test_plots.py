@@ -56,7 +56,9 @@ def test_a_roofline_has_what_was_measured_of_the_device_and_of_the_work() -> Non
     )
     assert plots([point, copy]) == {}, "no roof without a product"
     assert plots([copy, slow, fast]) == {}, "no roofline without work under it"
-    found = plots([point, theirs, copy, slow, fast])["roofline.png"]
+    idle = replace(point, setting={**step, "engine": "null"}, spread=spread([1e-6]))
+    profiled = replace(point, benchmark="operators")
+    found = plots([point, theirs, idle, profiled, copy, slow, fast])["roofline.png"]
     assert found.points == {
         "diffusion-rt": [(100.0, 5e10, "full 512x512 UNet")],
         "diffusers": [(100.0, 2.5e10, "full 512x512 UNet")],

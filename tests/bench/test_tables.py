@@ -162,6 +162,12 @@ def test_devices_are_told_apart() -> None:
     assert "Test CPU, 2 cores; onnxruntime 1.0, torch 2.0+cpu; " in text
     assert "Other CPU, 8 cores; " in text
     assert len(cells(text)) == 6
+    older = [drawn(0.1), drawn(0.2, device=other)]
+    older[1] = replace(older[1], time="2020-01-01T00:00:00Z")
+    text = table("end-to-end", older)
+    assert text.index("200 ms") > text.index("100 ms"), "the latest device first"
+    text = table("end-to-end", [replace(older[1], time="2099-01-01T00:00:00Z"), older[0]])
+    assert text.index("200 ms") < text.index("100 ms")
     twin = replace(other, memory=other.memory - 400_000)
     text = table("end-to-end", [drawn(0.1, device=other), drawn(0.2, device=twin)])
     assert len(cells(text)) == 3, "one kind of machine, some kilobytes apart"
