@@ -7,6 +7,7 @@ can be done. A clock tells no more: processors leave the one they are sold by.
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -34,7 +35,7 @@ CASE = Case(
 Matrix = NDArray[np.float32]
 
 
-class Ceiling:
+class Ceiling(ABC):
     """Products of some sizes, one after the other; the measure of each is the side of its matrices.
 
     What does them and, where it has a way of its own, the copy is up to the library.
@@ -83,17 +84,19 @@ class Ceiling:
         """None: it uses no GPU."""
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (nothing to do is right)
         """Nothing is open."""
 
-    def _open(self) -> None:
+    def _open(self) -> None:  # noqa: B027  (most want nothing)
         """What the library wants to be done before."""
 
+    @abstractmethod
     def _multiply(self, side: int) -> None:
-        raise NotImplementedError
+        """One product of that size."""
 
     def _copy(self) -> None:
-        raise NotImplementedError
+        """One copy: NumPy's, where the library has none of its own."""
+        np.copyto(self._target, self._source)
 
 
 class NumpyCeiling(Ceiling):
@@ -104,9 +107,6 @@ class NumpyCeiling(Ceiling):
     def _multiply(self, side: int) -> None:
         a, b, product = self._pairs[side]
         np.matmul(a, b, out=product)
-
-    def _copy(self) -> None:
-        np.copyto(self._target, self._source)
 
 
 class TorchCeiling(Ceiling):
