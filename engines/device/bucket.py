@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.device.captured import Captured, CapturedEngine
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import Arrays, Layout
-from diffusion_rt.engines.device.protocol import AT_ONCE, DeviceArray, DeviceEngine
+from diffusion_rt.engines.device.protocol import AHEAD, AT_ONCE, DeviceArray, DeviceEngine
 from diffusion_rt.engines.protocol import Evaluations
 from diffusion_rt.engines.spec import Dtype
 from diffusion_rt.kernels import guided_step, prepare, select_rows
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
-from diffusion_rt.kernels.driver import part
+from diffusion_rt.kernels.driver import Part, part
 from diffusion_rt.kernels.driver.interface import Span, Stream
 from diffusion_rt.kernels.step_table import (
     CURSOR,
@@ -105,7 +105,7 @@ class Bucket:
             {
                 "state": ((MAX_ORDER, size.images, *size.latent_shape), "float32"),
                 "partial": ((partial // 4,), "float32"),
-                "noise": ((size.images, *size.latent_shape), "float32"),
+                "noise": ((AHEAD, size.images, *size.latent_shape), "float32"),
                 "cursor": ((CURSOR.itemsize // 8,), "int64"),
             },
         )
@@ -113,7 +113,7 @@ class Bucket:
         self.prompt = inputs | outputs
         self._latent, self._prediction = ends["latent"], ends["prediction"]
         self._state, self._partial, self._cursor = own["state"], own["partial"], own["cursor"]
-        self.noise = own["noise"]  # of the evaluation that is enqueued next
+        self._noise = own["noise"]
         constant = {name: place for name, place in outputs.items() if name != "added"}
         self._bindings = {**constant, **self._projection, **ends}
 
@@ -122,6 +122,11 @@ class Bucket:
         """S[0] and the evaluation counter."""
         nbytes = self.size.images * self.size.elements * np.dtype(np.float32).itemsize
         return part(self._state, 0, nbytes), self._cursor
+
+    def noise_row(self, index: int) -> Part:
+        """Where evaluation `index` reads its noise [images, c, h, w]: one row of `AHEAD`."""
+        row = self._noise.nbytes // AHEAD
+        return part(self._noise, index % AHEAD * row, row)
 
     def reserve(self, evaluations: int) -> None:
         """Make the tables large enough; no work on them may be under way."""
@@ -148,8 +153,8 @@ class Bucket:
         """
         tables = self._reserved()
         steps = step_table(evaluations.c_in, evaluations.weights, evaluations.draws, *guidance)
-        # Noise comes row by row, each to the same place.
-        steps["noise"] = np.where(evaluations.draws, 0, NO_NOISE)
+        turns = np.arange(len(steps)) % AHEAD
+        steps["noise"] = np.where(evaluations.draws, turns, NO_NOISE)
         stream.fill(self._state, 0)
         return [
             (self._cursor, cursor(len(steps))),
@@ -229,7 +234,7 @@ class Bucket:
         stream.launch(
             kernels["guided_step"],
             guided_step.launch(*grid),
-            (*at, prediction, self.noise.address, partial, self._state.address, *counts),
+            (*at, prediction, self._noise.address, partial, self._state.address, *counts),
         )
 
     def _reserved(self) -> "_Tables":

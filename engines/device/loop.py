@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.device.bucket import Bucket, Size
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
-from diffusion_rt.engines.device.memory import Pinned, Slots
-from diffusion_rt.engines.device.protocol import DeviceEngine, DeviceGraphs
+from diffusion_rt.engines.device.memory import Pinned
+from diffusion_rt.engines.device.noise import NoiseStream
+from diffusion_rt.engines.device.protocol import AHEAD, DeviceEngine, DeviceGraphs
 from diffusion_rt.engines.device.recent import Recent
 from diffusion_rt.engines.errors import BadInput, OutOfMemory, not_finite
 from diffusion_rt.engines.protocol import Buffers, Evaluations
@@ -23,10 +24,6 @@ from diffusion_rt.kernels.step_table import ALL_FINITE, CURSOR
 
 Array = NDArray[np.float32]
 Report = Callable[[int, int], None]
-
-AHEAD = 4
-"""Evaluations the host may be ahead of the device: its own delays do not show, and cancelling
-takes no longer than these."""
 
 KEPT = 4
 """Sizes whose memory and captured evaluation are kept, the latest used."""
@@ -90,7 +87,7 @@ class _Loop:
             self._passed = [held.enter_context(device.event()) for _ in range(AHEAD)]
             self._sent = held.enter_context(closing(Pinned(device)))
             self._fetched = held.enter_context(closing(Pinned(device)))
-            self._noise = held.enter_context(closing(Slots(device, AHEAD)))
+            self._noise = held.enter_context(closing(NoiseStream(device)))
             # Never bound: they keep the weights while sizes come and go.
             for engine in open_parts(graphs):
                 held.enter_context(closing(engine))
@@ -111,7 +108,7 @@ class _Loop:
         try:
             bucket = self._bucket(size, count)
             if evaluations.draws.any():
-                self._noise.reserve(bucket.noise.nbytes)
+                self._noise.reserve(bucket.noise_row(0).nbytes)
             transfers = bucket.fill(self._stream, evaluations, guidance, start)
             for name in PROMPT:
                 place = bucket.prompt[name]
@@ -123,6 +120,7 @@ class _Loop:
             latents, counter = self._fetched.fetch(self._stream, bucket.result)
         except BaseException:
             with suppress(driver.DeviceError):  # the first error is the one to tell
+                self._noise.synchronize()
                 self._stream.synchronize()
             raise
         bad = int(counter.view(CURSOR)[0]["bad"])
@@ -141,7 +139,7 @@ class _Loop:
                 self._wait(index - AHEAD)
                 report(index - AHEAD + 1, count)
             if drawn:
-                self._noise.send(self._stream, index, bucket.noise, next(noise))
+                self._noise.send(self._stream, index, bucket.noise_row(index), next(noise))
             bucket.evaluate(self._stream)
             self._stream.record(self._passed[index % AHEAD])
         for index in range(max(count - AHEAD, 0), count):

@@ -111,27 +111,5 @@ class Pinned:
         return self._buffer
 
 
-class Slots:
-    """Pinned memory for copies that are under way together: each turn takes the next slot."""
-
-    def __init__(self, device: Device, count: int) -> None:
-        """`count` slots, empty yet."""
-        self._pinned = [Pinned(device) for _ in range(count)]
-
-    def reserve(self, nbytes: int) -> None:
-        """Let each slot have so many bytes; no copy may be under way."""
-        for pinned in self._pinned:
-            pinned.reserve(nbytes)
-
-    def send(self, stream: Stream, turn: int, place: Span, values: NDArray[Any]) -> None:
-        """Put a copy on the stream; that of `count` turns ago must be done."""
-        self._pinned[turn % len(self._pinned)].send(stream, [(place, values)])
-
-    def close(self) -> None:
-        """Free them."""
-        for pinned in self._pinned:
-            pinned.close()
-
-
 def _rounded(nbytes: int) -> int:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -13,6 +13,10 @@ import numpy as np
 from diffusion_rt.engines.spec import Dtype, Precision, TensorSpec
 from diffusion_rt.kernels.driver.interface import Stream
 
+AHEAD = 4
+"""Evaluations the host may be ahead of the device: its own delays do not show, and cancelling
+takes no longer than these."""
+
 AT_ONCE = 64
 """Evaluations that the loop has `unet_timestep` compute in one run, each with all rows of the UNet.
 

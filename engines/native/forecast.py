@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from diffusion_rt.engines.device.protocol import AHEAD
 from diffusion_rt.engines.errors import OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.lower import plan_of
@@ -108,7 +109,7 @@ class Forecaster:
             self._plan("unet_step", batch=batch, tokens=work.tokens, **latents),
         ]
         channels = self._folder.manifest.unet.in_channels
-        state = 4 * STACK * work.images * channels * work.height * work.width
+        state = 4 * (STACK + AHEAD) * work.images * channels * work.height * work.width
         tile = {side: min(size, work.tile or size) for side, size in latents.items()}
         pixels = 3 * tile["height"] * tile["width"] * self._folder.manifest.vae.factor**2
         return Forecast(

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.device.decoder import DeviceDecoder
 from diffusion_rt.engines.device.gpu import Gpu
-from diffusion_rt.engines.device.loop import AHEAD, DeviceDenoiser
-from diffusion_rt.engines.device.protocol import DeviceArray, DeviceEngine
+from diffusion_rt.engines.device.loop import DeviceDenoiser
+from diffusion_rt.engines.device.protocol import AHEAD, DeviceArray, DeviceEngine
 from diffusion_rt.engines.spec import Precision, TensorSpec
 from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.driver import Launch, Parameter, open_device
@@ -236,8 +236,10 @@ def test_latents_and_the_order_of_calls(gpu: Gpu, journal: Journal) -> None:
             "cuEventRecord",
             "cuEventSynchronize",
             "cuMemcpyAsync",
+            "cuStreamWaitEvent",
         }
         assert between.count("cuMemcpyAsync") <= count // 3 + 1, "noise, and nothing else"
+        assert between.count("cuStreamWaitEvent") == between.count("cuMemcpyAsync")
         ahead = 0
         for call in calls[first:]:
             ahead += (call == "cuGraphLaunch") - (call == "cuEventSynchronize")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from diffusion_rt.engines.device import loop as device_loop
 from diffusion_rt.engines.device.bucket import Bucket
 from diffusion_rt.engines.device.gpu import Gpu
-from diffusion_rt.engines.device.loop import AHEAD, DeviceDenoiser
+from diffusion_rt.engines.device.loop import DeviceDenoiser
+from diffusion_rt.engines.device.protocol import AHEAD
 from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.ort.backend import OrtBackend
