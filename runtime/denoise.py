@@ -115,7 +115,8 @@ class Guidance:
         """One prediction [images, …] float32 from `rows * images`, unconditional first."""
         if self.rows == 1:
             return prediction.astype(np.float32)
-        unconditional, conditional = np.split(prediction, 2)
+        images = len(prediction) // 2
+        unconditional, conditional = prediction[:images], prediction[images:]
         guided: Array = np.subtract(conditional, unconditional, dtype=np.float32)
         guided *= self._scale
         guided += unconditional
