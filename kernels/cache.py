@@ -22,7 +22,7 @@ from diffusion_rt.kernels.compile import (
 Progress = Callable[[int, int], None]  # (done, total), in images that have to be made
 
 _LOG = logging.getLogger(__name__)
-_MAGIC = b"diffusion-rt kernel 1\n"
+_MAGIC = b"diffusion-rt kernel 2\n"
 _DIGEST_BYTES = 32
 
 

@@ -104,33 +104,27 @@ class Nvrtc:
 
 
 class Nvcc:
-    """The toolkit's compiler: PTX once for each variant, then its assembler for each chip."""
+    """The toolkit's compiler."""
 
     def __init__(self) -> None:
         self._nvcc = _tool("nvcc")
-        self._ptxas = _tool("ptxas")
-        self._made: dict[str, bytes] = {}
 
     def cubin(self, variant: Variant, arch: int) -> bytes:
         require_chip(variant, arch)
-        target = variant.target(arch)
-        with tempfile.TemporaryDirectory() as folder:
-            source, image = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-            source.write_bytes(self.ptx(variant))
-            what = f"{variant.name} for {target}"
-            _run([self._ptxas, f"-arch={target}", "-O3", str(source), "-o", str(image)], what)
-            return image.read_bytes()
+        # For the chip from the start: what it has beyond the oldest, the text for that one lacks.
+        return self._image(variant, variant.target(arch), "cubin")
 
     def ptx(self, variant: Variant) -> bytes:
-        if variant.name not in self._made:
-            with tempfile.TemporaryDirectory() as folder:
-                image = Path(folder, "kernel.ptx")
-                options = [*OPTIONS, *_definitions(variant), f"-arch={variant.ptx_target}"]
-                source = str(SOURCES / variant.source)
-                command = [self._nvcc, "-ptx", *options, "-O3", _INCLUDE, source, "-o", str(image)]
-                _run(command, f"{variant.name} to PTX")
-                self._made[variant.name] = _for_older_drivers(image.read_bytes())
-        return self._made[variant.name]
+        return _for_older_drivers(self._image(variant, variant.ptx_target, "ptx"))
+
+    def _image(self, variant: Variant, target: str, kind: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            image = Path(folder, f"kernel.{kind}")
+            options = [f"-{kind}", *OPTIONS, *_definitions(variant), f"-arch={target}", "-O3"]
+            source = str(SOURCES / variant.source)
+            command = [self._nvcc, *options, _INCLUDE, source, "-o", str(image)]
+            _run(command, f"{variant.name} for {target}")
+            return image.read_bytes()
 
 
 def host_library(variants: Sequence[Variant]) -> bytes:

@@ -156,20 +156,38 @@ def test_a_kernel_of_one_chip_is_made_for_no_other(compiler: Compiler) -> None:
     assert b".target sm_90a" in compiler.ptx(variant)
 
 
+EARLY = {variant.source: variant for variant in FOR_ALL if variant.overlaps}
+
+
 def test_a_kernel_that_may_start_early_waits_for_the_one_ahead(
     compiler: Compiler, disassembler: str, tmp_path: Path
 ) -> None:
     """Before its machine code touches memory; one variant of each source."""
-    early = {variant.source: variant for variant in FOR_ALL if variant.overlaps}
-    assert len(early) > 5
-    image = tmp_path / "kernel.cubin"
-    for variant in early.values():
-        image.write_bytes(compiler.cubin(variant, 90))
-        command = [disassembler, "-c", str(image)]
-        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        touched = re.search(r"\b(LD|LDG|LDGSTS|ST|STG|ATOMG|REDG)\b", code)
-        assert touched is not None
-        assert 0 < code.find("ACQBULK") < touched.start(), variant.name
+    assert len(EARLY) > 5
+    for variant in EARLY.values():
+        _check_that_it_waits(compiler, variant, disassembler, tmp_path)
+
+
+def test_what_the_toolkits_compiler_makes_waits_too(disassembler: str, tmp_path: Path) -> None:
+    """Images are kept under one name, whichever compiler made them."""
+    try:
+        nvcc = Nvcc()
+    except CompileError as error:
+        pytest.skip(f"skipped: {error}")
+    for source in ("layer_norm.cu", "gemm.cu"):
+        _check_that_it_waits(nvcc, EARLY[source], disassembler, tmp_path)
+
+
+def _check_that_it_waits(
+    compiler: Compiler, variant: Variant, disassembler: str, folder: Path
+) -> None:
+    image = folder / "kernel.cubin"
+    image.write_bytes(compiler.cubin(variant, 90))
+    command = [disassembler, "-c", str(image)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    touched = re.search(r"\b(LD|LDG|LDGSTS|ST|STG|ATOMG|REDG)\b", code)
+    assert touched is not None
+    assert 0 < code.find("ACQBULK") < touched.start(), variant.name
 
 
 def test_every_source_is_in_the_catalogue() -> None:
