@@ -148,6 +148,7 @@ def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         (129, 129),
         (70, 400),  # more blocks of keys than stages
         (200, 640),
+        (65, 1025),  # three times round the ring: each barrier's parity comes back
     ],
 )
 def test_tokens_of_any_number(queries: int, keys: int, order: None) -> None:

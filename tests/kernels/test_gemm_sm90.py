@@ -177,9 +177,9 @@ def test_geglu(tile: Tile, residual: bool) -> None:
     check(Product(dtype="float16", **sizes, epilogue=epilogue), tile)
 
 
-@pytest.mark.parametrize(("columns", "depth"), [(160, 72), (336, 200), (640, 72)])
+@pytest.mark.parametrize(("columns", "depth"), [(160, 72), (336, 200), (640, 72), (336, 808)])
 def test_warpgroups_take_turns(columns: int, depth: int, order: str) -> None:
-    """One, three and four tiles of a cluster; the ring is used more than once."""
+    """One, three and four tiles of a cluster; twice round the ring, parities are as at first."""
     tile, epilogue = Tile(128, 160, cluster=2, apart=True), Epilogue(bias=True, activation="geglu")
     product = Product(dtype="float16", rows=130, columns=columns, depth=depth, epilogue=epilogue)
     check(product, tile)
