@@ -93,6 +93,21 @@ def test_a_damaged_file_is_said_once_and_made_again(tmp_path: Path) -> None:
     assert not Tactics(tmp_path, KEY).rebuilt
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(b'"second"', b'"first"'), (b'"microseconds": ', b'"microseconds": 1')]
+)
+def test_content_that_its_hash_is_not_of_is_not_believed(
+    tmp_path: Path, right: bytes, wrong: bytes
+) -> None:
+    path = measured(tmp_path).path
+    content = path.read_bytes()
+    assert content.count(right) == 1
+    path.write_bytes(content.replace(right, wrong))
+    found = Tactics(tmp_path, KEY)
+    assert len(found) == 0
+    assert "damaged (sha256)" in found.rebuilt[0]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_no_changed_byte_is_believed(
