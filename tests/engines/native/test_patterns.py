@@ -402,6 +402,7 @@ def test_sines_of_a_timestep(cosine_first: bool) -> None:
     ("text", "reason"),
     [
         ("y = Softmax (x)", 'operator "Softmax" of [2, 8]: this operator is not known'),
+        ("y = Sub (x, x)", 'operator "Sub": no operation does this'),
         ("y = Sin (x)", 'operator "Sin": a sine of something else'),
         ("y = Add (x, w)", 'operator "Add": a parameter that no product'),
         ('y = Gelu <approximate = "tanh"> (x)', 'operator "Gelu": an approximation'),
