@@ -94,6 +94,10 @@ class TimedBackend:
         """An engine of the backend, watched."""
         return TimedEngine(self._backend.load(graph, precision), GRAPHS[graph], self)
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """As the backend."""
+        self._backend.check(graph, sizes)
+
     def denoiser(self) -> Denoiser | None:
         """That of the backend, not timed."""
         return self._backend.denoiser()

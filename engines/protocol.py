@@ -147,6 +147,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Raise BadInput where a graph is not built for these sizes; nothing is opened.
+
+        `sizes` are those of symbols of its inputs; any may be left out. The error names the nearest
+        size and the command that builds this one. A backend that takes every size says nothing.
+        """
+        ...
+
     def denoiser(self) -> Denoiser | None:
         """The denoising loop on this backend's device; None where the host runs the loop."""
         ...

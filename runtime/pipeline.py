@@ -294,10 +294,16 @@ class Pipeline:
         )
 
     def _check_size(self, job: Job) -> None:
-        """Raise BadInput for a size that the UNet does not take, before anything is loaded."""
+        """Raise BadInput for a size that one of the graphs is not built for; nothing is loaded."""
+        for encoder in self.folder.manifest.text_encoders:
+            self.backend.check(encoder.graph, {"tokens": encoder.max_length})
         if self._denoiser is not None:
             tokens = self._texts().tokens(job.request, guided=job.guidance.rows == 2)
             self._most_images(job, tokens, len(job.seeds))
+        _, height, width = job.room.latent_shape
+        tile = job.room.tile or max(height, width)
+        sides = {"height": min(height, tile), "width": min(width, tile)}
+        self.backend.check("vae_decoder", {"batch": 1, **sides})
 
     def _prepare_decoder(self, job: Job) -> None:
         """Raise BadInput for a size that the decoder does not take, before anything is drawn.

@@ -1,5 +1,7 @@
 """Device engines as a backend: graphs for the host's arrays, and the whole loop on the device."""
 
+from collections.abc import Mapping
+
 from diffusion_rt.engines.device.decoder import DeviceDecoder
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
@@ -26,6 +28,10 @@ class DeviceBackend:
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         """One graph, fed from the host and read back there."""
         return Staged(graph, lambda: self._graphs.open(graph, precision), self._gpu.device)
+
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Raise BadInput where a graph is not built for these sizes."""
+        self._graphs.check(graph, sizes)
 
     def denoiser(self) -> Denoiser:
         """The loop on the device; it opens the UNet when first called."""

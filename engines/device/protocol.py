@@ -96,6 +96,10 @@ class DeviceGraphs(Protocol):
         """
         ...
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Raise BadInput where a graph is not built for these sizes; as `Backend.check`."""
+        ...
+
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:

@@ -78,6 +78,9 @@ class NativeGraphs:
         """An engine of one graph; its weights are read when it is first bound."""
         return self.loaded(graph, precision).open()
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Nothing: plans are made for any size; what has no kernel is heard when it is bound."""
+
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:

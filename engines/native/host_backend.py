@@ -111,6 +111,9 @@ class HostBackend:
         """Open one graph; it is planned when arrays are bound."""
         return HostEngine(self._folder, graph, precision or self._precision, self._weights)
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Nothing: any size is taken."""
+
     def denoiser(self) -> Denoiser | None:
         """None: the host runs the loop."""
         return None

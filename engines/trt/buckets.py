@@ -123,12 +123,14 @@ def nearest(bucket: Bucket, buckets: Sequence[Bucket]) -> Bucket:
     return min(buckets, key=distance)
 
 
-def not_built(bucket: Bucket, buckets: Sequence[Bucket], command: str) -> BadInput:
+def not_built(
+    bucket: Bucket, buckets: Sequence[Bucket], command: str, *, what: str = "the engines are"
+) -> BadInput:
     """The error for a size without an engine: the nearest that has one, the command that builds it.
 
-    `command` is what to type for all of `buckets` and this one.
+    `command` is what to type for all of `buckets` and this one; `what` is built for `buckets`.
     """
     return BadInput(
-        f"{bucket}: the engines are built for {spelt(buckets)}; the nearest of these is "
+        f"{bucket}: {what} built for {spelt(buckets)}; the nearest of these is "
         f"{nearest(bucket, buckets)}, or run: {command}"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
-from diffusion_rt.engines.device.protocol import DeviceEngine
+from diffusion_rt.engines.device.protocol import AT_ONCE, DeviceEngine
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.spec import Precision
@@ -18,6 +18,7 @@ from diffusion_rt.engines.trt.loading import load_plan
 from diffusion_rt.engines.trt.messages import Messages
 from diffusion_rt.engines.trt.places import folders_to_load
 from diffusion_rt.engines.trt.plan_file import PlanHeader, check_usable, plan_path, read_header
+from diffusion_rt.engines.trt.profiles import Range
 from diffusion_rt.engines.trt.scratch import Scratch
 
 OPTIONAL = ("vae_encoder",)
@@ -56,11 +57,9 @@ class TrtGraphs:
 
     def open(self, graph: str, precision: Precision | None = None) -> DeviceEngine:
         """An engine of one graph; its plan is loaded if no other engine uses it."""
-        if graph not in self._plans:
-            raise BadInput(f"{graph}: {_none_built(self._model)}")
+        folder, header = self._plan(graph)
         if precision is not None:
             self.check_precision(graph, precision)
-        folder, header = self._plans[graph]
         if graph not in self._loaded:
             device, messages = self._gpu.device, self._messages
             with translated(graph):
@@ -78,6 +77,12 @@ class TrtGraphs:
         self._open.append(engine)
         return engine
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """BadInput where no profile of a graph's plan holds these sizes; no plan is loaded."""
+        header = self._plan(graph)[1]
+        if not any(profile.holds(sizes) for profile in header.key.profiles):
+            raise self._outside(header, sizes)
+
     def check_precision(self, graph: str, precision: Precision) -> None:
         """BadInput where the plan of a graph computes in another precision."""
         arithmetic = self._plans[graph][1].key.edits.arithmetic
@@ -91,14 +96,23 @@ class TrtGraphs:
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:
-        """How many images the profiles of `unet_step` take at once."""
-        header = self._plans["unet_step"][1]
+        """How many images the profiles of all three parts of the UNet take at once."""
         _, height, width = latent_shape
         for count in range(images, 0, -1):
-            sizes = {"batch": rows * count, "tokens": tokens, "height": height, "width": width}
-            if any(profile.holds(sizes) for profile in header.key.profiles):
+            batch = rows * count
+            try:
+                self.check(
+                    "unet_step",
+                    {"batch": batch, "tokens": tokens, "height": height, "width": width},
+                )
+                self.check("unet_prompt", {"batch": batch, "tokens": tokens})
+                self.check("unet_timestep", {"n": AT_ONCE * batch})
+            except BadInput:
+                if count == 1:
+                    raise
+            else:
                 return count
-        raise self._outside(header, sizes | {"batch": rows * images})
+        raise AssertionError("at least one image is asked for")
 
     def close(self) -> None:
         """Close every engine, and give back the memory."""
@@ -116,30 +130,56 @@ class TrtGraphs:
         if not self._loaded:
             self._scratch.close()
 
+    def _plan(self, graph: str) -> tuple[Path, PlanHeader]:
+        """The folder of a graph's plan, and its header; BadInput where it has none."""
+        if graph not in self._plans:
+            raise BadInput(f"{graph}: {_none_built(self._model)}")
+        return self._plans[graph]
+
     def _outside(self, header: PlanHeader, sizes: Mapping[str, int]) -> BadInput:
-        """The error for sizes that no profile of a plan holds."""
+        """The error for sizes that no profile of a plan holds.
+
+        Where the plan of `unet_step` holds them, as after a build that was interrupted, the command
+        is the one that built it, which makes what is missing.
+        """
         graph, profiles = header.key.graph, header.key.profiles
         within = [p for p in profiles if p.holds(_only(sizes, "height", "width"))]
-        if "height" in sizes and not within:
-            factor = 1 if graph == "vae_encoder" else self._model.manifest.vae.factor
-            wanted = Bucket(sizes["width"] * factor, sizes["height"] * factor)
-            there = [bucket_of(profile.name) for profile in profiles]
-            command = self._build(buckets=spelt((*there, wanted)))
-            return not_built(wanted, there, command)
-        for symbol, flag, unit in (("batch", "batch", 2), ("tokens", "chunks", self._chunk)):
-            if symbol in sizes and not any(p.holds(_only(sizes, symbol)) for p in within):
-                ranges, size = [p.sizes[symbol] for p in within], sizes[symbol]
-                # A profile's least batch is in pictures: without guidance each is one row.
-                lowest = min(r.min if symbol == "batch" else r.min // unit for r in ranges)
-                least = min(lowest, max(size // unit, 1))
-                most = max(-(-size // unit), *(r.max // unit for r in ranges))
-                changed = {flag: f"{least}:{ranges[0].opt // unit}:{most}"}
+        if not within:
+            return self._no_bucket(graph, sizes)
+        for symbol, size in sizes.items():
+            ranges = [p.sizes[symbol] for p in within if symbol in p.sizes]
+            if ranges and not any(r.min <= size <= r.max for r in ranges):
+                changed = self._changed(symbol, size, ranges) if graph == "unet_step" else {}
                 return BadInput(
                     f"{graph}: {symbol} {size} is not within {ranges[0]} (min:opt:max) that its "
                     f"plan is built for; run: {self._build(**changed)}"
                 )
         told = ", ".join(f"{symbol} {size}" for symbol, size in sizes.items())
         return BadInput(f"{graph}: no profile of its plan holds {told}; run: {self._build()}")
+
+    def _no_bucket(self, graph: str, sizes: Mapping[str, int]) -> BadInput:
+        """The error for a picture's size that a graph has no profile for."""
+        factor = 1 if graph == "vae_encoder" else self._model.manifest.vae.factor
+        wanted = Bucket(sizes["width"] * factor, sizes["height"] * factor)
+        built = {g: self._buckets(g) for g in ("unet_step", "vae_decoder", graph)}
+        whole = [bucket for bucket in built[graph] if all(bucket in of for of in built.values())]
+        every = dict.fromkeys([*built["unet_step"], *built[graph], wanted])
+        what = f"{graph} is" if wanted in built["unet_step"] else "the engines are"
+        command = self._build(buckets=spelt(tuple(every)))
+        return not_built(wanted, whole or built[graph], command, what=what)
+
+    def _buckets(self, graph: str) -> list[Bucket]:
+        """The picture sizes that a graph's plan is built for."""
+        return [bucket_of(profile.name) for profile in self._plans[graph][1].key.profiles]
+
+    def _changed(self, symbol: str, size: int, ranges: Sequence[Range]) -> dict[str, str]:
+        """The flag of a build whose `unet_step` takes a size of `batch` or `tokens` too."""
+        flag, unit = ("batch", 2) if symbol == "batch" else ("chunks", self._chunk)
+        # A profile's least batch is in pictures: without guidance each is one row.
+        lowest = min(r.min if symbol == "batch" else r.min // unit for r in ranges)
+        least = min(lowest, max(size // unit, 1))
+        most = max(-(-size // unit), *(r.max // unit for r in ranges))
+        return {flag: f"{least}:{ranges[0].opt // unit}:{most}"}
 
     def _build(self, **changes: str) -> str:
         headers = {graph: header for graph, (_, header) in self._plans.items()}

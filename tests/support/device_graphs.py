@@ -118,6 +118,8 @@ class HostGraphs:
         self.engines.append(engine)
         return engine
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None: ...
+
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:

@@ -122,6 +122,8 @@ class StandIns:
     def open(self, graph: str, precision: Precision | None = None) -> DeviceEngine:
         return StandIn(graph, self.gpu)
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None: ...
+
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:

@@ -1,6 +1,6 @@
 """Latents to pixels on a simulated device: the bytes that the host makes of the same picture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class OneDecoder:
             [TensorSpec(self.output, self.dtype, ("batch", 3, "rows", "columns"))],
             self.compute,
         )
+
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None: ...
 
     def denoiser(self) -> None: ...
 

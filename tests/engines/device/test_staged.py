@@ -1,6 +1,6 @@
 """Engines of a device, fed with the host's arrays."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class OneGraph:
 
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         return FakeEngine(INPUTS, OUTPUTS, self.function)
+
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None: ...
 
     def denoiser(self) -> None: ...
 

@@ -26,13 +26,11 @@ from diffusion_rt.engines.trt.backend import open_trt
 from diffusion_rt.engines.trt.build import build
 from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.plan_file import open_plan, read_header, write_plan
-from diffusion_rt.engines.trt.profiles import Range
 from diffusion_rt.runtime.decode import Decoder
 from diffusion_rt.runtime.pipeline import Pipeline
 from support.simulated_tensorrt import IExecutionContext
 from support.tensorrt_bench import (
     COVERAGE,
-    PLAIN,
     PROMPT,
     SIZES,
     Kind,
@@ -151,37 +149,6 @@ def test_plans_of_another_machine_or_model(model: ModelFolder, gpu: Gpu, tmp_pat
     foreign = replace(header, plan_bytes=len(nonsense), plan_sha256=digest)
     write_plan(plan.parent, foreign, nonsense)
     assert "TensorRT does not load it" in refusal(other, gpu)
-
-
-def test_sizes_outside_the_profiles(pipelines: tuple[Pipeline, Pipeline]) -> None:
-    _, device = pipelines
-    folder = device.folder.path
-    for settings, words in (
-        ({"width": 136}, ("136x128", "the nearest of these is 128x128")),
-        ({"width": 96, "height": 152}, ("96x152", "the nearest of these is 96x160")),
-        ({"prompt": "a star " * 60}, ("tokens 128 is not within 32:32:64", "--chunks 1:1:4")),
-    ):
-        with pytest.raises(BadInput) as caught:
-            drawn(device, **settings)
-        said = str(caught.value)
-        assert all(word in said for word in words), said
-        assert f"diffusion-rt build {folder} --engine trt --" in said
-    with Pipeline(device.folder, device.backend) as fresh:
-        with pytest.raises(BadInput, match="the nearest of these"):
-            drawn(fresh, width=136)
-        assert not fresh._engines, "a text encoder was loaded first"
-
-
-def test_engines_that_want_more_pictures_at_once(
-    gpu: Gpu, model: ModelFolder, tmp_path: Path
-) -> None:
-    other = copied(tmp_path / "m", model)
-    coverage = replace(COVERAGE, batch=Range(min=4, opt=4, max=4))
-    build(other, coverage, PLAIN, device=gpu.device, made_by="tests", graphs=["unet_step"])
-    denoiser = open_trt(other, gpu).denoiser()
-    with pytest.raises(BadInput, match=r"batch 2 is not within 4:8:8 .* --batch 1:4:4"):
-        denoiser.most_images((4, 16, 16), rows=2, tokens=32, images=1)
-    assert denoiser.most_images((4, 16, 16), rows=2, tokens=32, images=9) == 4
 
 
 @pytest.mark.usefixtures("simulated")
