@@ -4,13 +4,11 @@ A check is a function that returns findings. A finding that keeps pictures from 
 wrong (✗), one that only an optional part needs is absent (–). Neither torch nor CUDA is imported.
 """
 
-import http.client
 import importlib
 import os
 import platform
 import shutil
 import stat
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,7 +20,7 @@ from diffusion_rt.engines.device.needs import LEAST_ARCH, LEAST_CUDA
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.ort.library import import_library
-from diffusion_rt.runtime import doctor_gpu
+from diffusion_rt.runtime import doctor_gpu, doctor_hub
 from diffusion_rt.runtime.finding import Check, Finding, size, version_of
 from diffusion_rt.runtime.memory import available
 from diffusion_rt.runtime.nvidia import Device, ask_driver
@@ -70,7 +68,7 @@ def examine(
 
         wanted.append(engines)
     if online:
-        wanted.append(hub_online)
+        wanted.append(doctor_hub.hub_online)
     for check in wanted:
         try:
             findings += check()
@@ -239,18 +237,6 @@ def caches() -> list[Finding]:
     return [_cache("cache", base / "diffusion-rt"), _cache("hub cache", hub)]
 
 
-def hub_settings() -> list[Finding]:
-    """How hub names would be fetched; a token is said to be there, never shown."""
-    words = []
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        words.append("HF_HUB_OFFLINE is set: only what the cache holds")
-    if endpoint := os.environ.get("HF_ENDPOINT"):
-        words.append(f"HF_ENDPOINT={endpoint}")
-    if os.environ.get("HF_TOKEN"):
-        words.append("HF_TOKEN is set")
-    return [Finding("ok", "hub", "; ".join(words) or "default settings")]
-
-
 def shipped_model() -> list[Finding]:
     """The model that ships, each file held against its sha256."""
     try:
@@ -261,21 +247,6 @@ def shipped_model() -> list[Finding]:
         return [Finding("wrong", "shipped model", str(error), repair)]
     total = sum(record.size for record in model.manifest.files.values())
     return [Finding("ok", "shipped model", f"{model.manifest.name}, {size(total)}, intact")]
-
-
-def hub_online() -> list[Finding]:
-    """Ask the hub for its front page; where that lies, its own package knows."""
-    try:
-        endpoint: str = importlib.import_module("huggingface_hub.constants").ENDPOINT
-    except Exception as error:  # it is not there, or broken
-        repair = "for diffusion-rt export of a hub name: pip install 'diffusion-rt[export]'"
-        return [Finding("absent", "hub online", f"not asked: {error}", repair)]
-    try:
-        with urllib.request.urlopen(endpoint, timeout=10) as answer:
-            return [Finding("ok", "hub online", f"{endpoint} answers {answer.status}")]
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        repair = "see to network and proxy (HTTPS_PROXY), or export from a local folder"
-        return [Finding("absent", "hub online", f"{endpoint}: {error}", repair)]
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -301,7 +272,7 @@ CHECKS: tuple[Check, ...] = (
     nvidia_driver,
     *doctor_gpu.CHECKS,
     export_packages,
-    hub_settings,
+    doctor_hub.hub_settings,
 )
 
 
