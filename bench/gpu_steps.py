@@ -199,7 +199,7 @@ def _steps(order: int) -> Array:
 
 
 def plain_step(prediction: Array, noise: Array | None, state: Array, step: Any) -> Array:
-    """One guided step in float32 NumPy."""
+    """One guided step in NumPy, guidance in float32 and the sums in float64."""
     one = np.float32
     guided = prediction[-1].astype(one)
     if len(prediction) == 2:

@@ -18,7 +18,7 @@ def statistics_parameters(element_bytes: int) -> tuple[Parameter, ...]:
     """The parameter table of guidance_statistics, for a prediction of that size of elements."""
     return (
         Parameter("cursor", "pointer", alignment=4),
-        Parameter("steps", "pointer", alignment=4),
+        Parameter("steps", "pointer", alignment=8),
         Parameter("prediction", "pointer", alignment=element_bytes),  # [rows, images, elements]
         Parameter("partial", "pointer", alignment=4),  # [images, chunks, 4] float32
         Parameter("elements", "int32"),
@@ -30,7 +30,7 @@ def parameters(element_bytes: int) -> tuple[Parameter, ...]:
     """The parameter table of guided_step."""
     return (
         Parameter("cursor", "pointer", alignment=4),
-        Parameter("steps", "pointer", alignment=4),
+        Parameter("steps", "pointer", alignment=8),
         Parameter("prediction", "pointer", alignment=element_bytes),
         # [draws, images, elements] float32; null where the plan draws nothing
         Parameter("noise", "pointer", alignment=4, nullable=True),

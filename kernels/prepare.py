@@ -15,7 +15,7 @@ def parameters(element_bytes: int) -> tuple[Parameter, ...]:
     """The parameter table; `element_bytes` is the size of the model's input type."""
     return (
         Parameter("cursor", "pointer", alignment=4),
-        Parameter("steps", "pointer", alignment=4),
+        Parameter("steps", "pointer", alignment=8),
         Parameter("state", "pointer", alignment=4),  # [K, images, elements] float32
         Parameter("input", "pointer", alignment=element_bytes),  # [rows, images, elements]
         Parameter("elements", "int32"),  # of one image

@@ -23,12 +23,12 @@ STEP = np.dtype(
         ("noise", "<i4"),
         ("order", "<i4"),
         ("reserved", "<i4", 3),
-        ("weights", "<f4", (MAX_ORDER, COLUMNS)),
-        ("padding", "<i4", 5),
+        ("weights", "<f8", (MAX_ORDER, COLUMNS)),
+        ("padding", "<i4", 2),
     ]
 )
 assert CURSOR.itemsize == 16
-assert STEP.itemsize == 192
+assert STEP.itemsize == 320
 
 
 def cursor(count: int) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 // Guidance, its rescale, and the sampler's matrix: S' = weights . [S ; guided ; noise], in place;
-// then the evaluation counter goes up.
+// then the evaluation counter goes up. Sums are in double and rounded once, as the host's loop has it:
+// it costs nothing beside the memory, and weights of opposite signs may be far larger than their sum.
 #include "kernel.h"
 #include "guided.h"
 #include "reduce.h"
@@ -64,16 +65,17 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int k = 0; k < kMostLatents; k++) {
             if (k >= order) break;
-            const float* weights = step->weights + k * kColumns;
+            const double* weights = step->weights + k * kColumns;
             // A weight of zero takes nothing, not even a NaN: a column may stand for no number.
-            float sum = 0;
+            double sum = 0;
 #pragma unroll
             for (int j = 0; j < kMostLatents; j++)
                 if (weights[j] != 0) sum += weights[j] * latents[j];
             if (weights[kGuided] != 0) sum += weights[kGuided] * guided;
             if (weights[kNoise] != 0) sum += weights[kNoise] * drawn;
-            state[k * row + image + element] = sum;
-            if (k == 0 && !(fabsf(sum) <= 3.402823466e38f)) atomicMin(&cursor->bad, index);
+            const float next = float(sum);
+            state[k * row + image + element] = next;
+            if (k == 0 && !(fabsf(next) <= 3.402823466e38f)) atomicMin(&cursor->bad, index);
         }
     }
 

@@ -22,7 +22,7 @@ struct Step {
     int noise;  // row of the noise table, or -1
     int order;  // K
     int reserved[3];
-    float weights[kMostLatents * kColumns];  // row major; latents beyond K, and their columns, are 0
-    int padding[5];
+    double weights[kMostLatents * kColumns];  // row major; latents beyond K, and their columns, are 0
+    int padding[2];
 };
-static_assert(sizeof(Cursor) == 16 && sizeof(Step) == 192, "as in step_table.py");
+static_assert(sizeof(Cursor) == 16 && sizeof(Step) == 320, "as in step_table.py");

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 def plain(prediction: Array, noise: Array | None, state: Array, step: Any) -> Array:
-    """The same step in plain float32 NumPy: the yardstick for rounding."""
+    """The same step in plain NumPy, sums in float64: the yardstick for rounding."""
     one = np.float32
     if len(prediction) == 1:
         guided = prediction[0].astype(one)
@@ -33,14 +33,14 @@ def plain(prediction: Array, noise: Array | None, state: Array, step: Any) -> Ar
     order = int(step["order"])
     rows = []
     for weights in step["weights"][:order]:
-        total = np.zeros_like(guided)
+        total = np.zeros(guided.shape)
         for weight, latent in zip(weights[:order], state, strict=False):
             total = total + weight * latent
         total = total + weights[5] * guided
         if noise is not None:
             total = total + weights[6] * noise
         rows.append(total)
-    result: Array = np.stack(rows)
+    result: Array = np.stack(rows).astype(one)
     return result
 
 

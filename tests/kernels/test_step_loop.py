@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 from diffusion_rt.kernels import guided_step, prepare, select_rows
 from diffusion_rt.kernels.catalogue import CATALOGUE, Variant
 from diffusion_rt.kernels.driver import Launch, Parameter
-from diffusion_rt.kernels.step_table import ALL_FINITE, CURSOR, MAX_ORDER, cursor, step_table
+from diffusion_rt.kernels.step_table import (
+    ALL_FINITE,
+    CURSOR,
+    MAX_ORDER,
+    STEP,
+    cursor,
+    step_table,
+)
 from support.kernel_bench import KernelBench
 
 Array = NDArray[Any]
@@ -49,7 +56,7 @@ class Loop:
         self.images, self.elements, self.rows = images, elements, rows
         self.shape = (images, elements)
         self.cursor = bench.poisoned([CURSOR.itemsize], np.uint8)
-        self.steps = bench.poisoned([50 * 192], np.uint8)
+        self.steps = bench.poisoned([50 * STEP.itemsize], np.uint8)
         self.state = bench.poisoned([MAX_ORDER, images, elements], "f4")
         self.noise = bench.poisoned([50, images, elements], "f4")
         self.input = bench.poisoned([rows, images, elements], "f2")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_rt.__main__ import main
@@ -42,8 +43,12 @@ from support.tensorrt_bench import (
     refusal,
 )
 
-# How far apart latents may be. No GPU has run this yet: the bound for a real one is a guess.
-CLOSE = {"simulated": 2e-5, "real": 2e-3}
+# How far apart arrays may be, as a share of the largest number. The simulated TensorRT computes by
+# ONNX Runtime, and the loop on the device as NumPy's does: it is the same to the bit, but for the
+# deviations that a rescale divides by: each sums them in an order of its own. Latents were 2.7e-7
+# apart then. No GPU has run this yet: the bound for a real one is a guess.
+CLOSE = {"simulated": 0.0, "real": 2e-3}
+RESCALED = {"simulated": 1e-6, "real": 2e-3}
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -82,9 +87,18 @@ def test_pictures_are_those_of_onnx_runtime(
     pipelines: tuple[Pipeline, Pipeline], kind: Kind, settings: dict[str, Any]
 ) -> None:
     (wanted, pictures), (latents, found) = (drawn(pipeline, **settings) for pipeline in pipelines)
-    assert np.abs(latents - wanted).max() < CLOSE[kind] * np.abs(wanted).max()
+    close = RESCALED if settings.get("guidance_rescale") else CLOSE
+    assert np.abs(latents - wanted).max() <= close[kind] * np.abs(wanted).max()
     assert pictures.std() > 10, "a flat picture proves nothing"
-    assert np.abs(found.astype(int) - pictures).max() <= 1
+    check_pixels(found, pictures, close[kind])
+
+
+def check_pixels(found: NDArray[Any], wanted: NDArray[Any], close: float) -> None:
+    """Equal where latents are; else apart by one, and in the simulator hardly any."""
+    apart = np.abs(found.astype(int) - wanted)
+    assert apart.max() <= (1 if close else 0)
+    if close == RESCALED["simulated"]:
+        assert (apart > 0).mean() < 1e-4
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (20, 12)])
@@ -364,7 +378,12 @@ def test_which_of_several_plans_runs(
 
 
 def test_the_command_line(
-    model: ModelFolder, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    model: ModelFolder,
+    gpu: Gpu,
+    kind: Kind,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
 ) -> None:
     monkeypatch.setattr(choose, "_DRIVER", (tmp_path,))
     lend(gpu, monkeypatch)
@@ -377,7 +396,7 @@ def test_the_command_line(
             f"engine {'ort on cpu' if engine == 'ort' else 'trt on cuda'}" in capfd.readouterr().err
         )
         pictures.append(np.asarray(Image.open(file)).astype(int))
-    assert np.abs(pictures[1] - pictures[0]).max() <= 1
+    check_pixels(pictures[1], pictures[0], CLOSE[kind])
     np.testing.assert_array_equal(pictures[1], pictures[2])
     size = ["--width", "136", "--output", str(tmp_path / "no.png")]
     assert main([*command, "--engine", "trt", *size]) == 2

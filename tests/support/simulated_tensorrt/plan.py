@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from support.simulated_tensorrt.enums import DataType
 from support.simulated_tensorrt.rules import Broken
+from support.simulated_tensorrt.sizes import name_sizes
 
 VERSION = "11.4.0.106"
 MAGIC = b"a plan of the simulated TensorRT\n"
@@ -150,7 +151,7 @@ def _for_host(content: bytes) -> bytes:
     model = onnx.load_model_from_string(content)
     for tensor in model.graph.initializer:
         _widen(tensor)
-    del model.graph.value_info[:]
+    name_sizes(model)
     for node in model.graph.node:
         for attribute in list(node.attribute):
             if attribute.name.startswith("TRT_"):
