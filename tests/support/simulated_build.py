@@ -1,7 +1,7 @@
 """The simulated TensorRT in the place of the real one, and small builds with it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.profiles import Coverage, Range, fixed
 from diffusion_rt.kernels.driver.simulator import Simulator
 from support import simulated_tensorrt
-from support.simulated_tensorrt import plugin, rules
+from support.simulated_tensorrt import IHostMemory, plugin, rules
+from support.simulated_tensorrt.build import Builder
+from support.simulated_tensorrt.enums import Severity
 
 SMALL = Coverage(
     buckets=(Bucket(128, 128),), batch=Range(min=1, opt=1, max=2), chunks=Range(min=1, opt=1, max=3)
@@ -59,3 +61,24 @@ def small_build(
 def folder_of(model: Path) -> Path:
     """Where `small_build` leaves its plans."""
     return model / "engines" / "trt" / "sm_90-simulator"
+
+
+def files_in(folder: Path) -> list[str]:
+    """The names of all files there, hidden ones too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def failing(*log: str) -> Callable[..., IHostMemory | None]:
+    """A `build_serialized_network` that logs errors and answers None."""
+
+    def fail(self: Builder, network: Any, config: Any) -> IHostMemory | None:
+        for line in log:
+            self.logger.log(Severity.ERROR, line)
+        return None
+
+    return fail
+
+
+def out_of_memory(self: Any, *arguments: Any) -> None:
+    """Any call of TensorRT that fails for want of device memory."""
+    self._logger.log(Severity.ERROR, "[defaultAllocator.cpp] Cuda Runtime (out of memory)")

@@ -5,6 +5,7 @@ The tests have a cache folder of their own: what plans are trusted is noted ther
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,10 @@ from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.ort.backend import OrtBackend
 from diffusion_rt.engines.trt.backend import open_trt
 from diffusion_rt.engines.trt.build import build
+from diffusion_rt.kernels.driver.simulator import Simulator
 from diffusion_rt.runtime.pipeline import SHIPPED, Pipeline
+from support.model_folders import make_model_folder
+from support.simulated_build import in_place_of_tensorrt
 from support.tensorrt_bench import COVERAGE, KINDS, PLAIN, Kind, tensorrt_on
 
 
@@ -62,3 +66,32 @@ def pipelines(model: ModelFolder, gpu: Gpu) -> Iterator[tuple[Pipeline, Pipeline
         Pipeline(model, open_trt(model, gpu)) as device,
     ):
         yield host, device
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program's folder in a cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "diffusion-rt"
+
+
+@pytest.fixture
+def device() -> Iterator[Simulator]:
+    """A device without kernels, for builds with the simulated TensorRT."""
+    with in_place_of_tensorrt() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> ModelFolder:
+    """A model of a few layers, without engines."""
+    make_model_folder(tmp_path / "model", stored="float16")
+    return open_model(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """shapes-xl, without engines."""
+    folder = tmp_path_factory.mktemp("shapes") / "shapes-xl"
+    shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("engines"))
+    return open_model(folder)

@@ -1,43 +1,86 @@
-"""What TensorRT's builder is asked for, and what is left where it fails or is interrupted."""
+"""What TensorRT's builder is asked for, and what is kept of what it makes."""
 
 import re
-from collections.abc import Iterator
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, Fault
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.buckets import Bucket
 from diffusion_rt.engines.trt.build import scratch_by_profile
 from diffusion_rt.engines.trt.options import BuilderOptions, Options
 from diffusion_rt.engines.trt.plan_file import open_plan
 from diffusion_rt.kernels.driver.simulator import Simulator
-from support.model_folders import make_model_folder
-from support.simulated_build import folder_of, in_place_of_tensorrt, small_build
-from support.simulated_tensorrt import IBuilderConfig, IHostMemory, OnnxParser, Runtime
+from support.simulated_build import (
+    SMALL,
+    failing,
+    folder_of,
+    out_of_memory,
+    small_build,
+)
+from support.simulated_tensorrt import IBuilderConfig, IOptimizationProfile, Runtime
 from support.simulated_tensorrt.build import BUILDS, Builder
-from support.simulated_tensorrt.enums import Severity
+from support.simulated_tensorrt.enums import BuilderFlag
+
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 STEP = ("unet_step",)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "diffusion-rt" / "trt"
+def test_settings_reach_the_builder(small: ModelFolder, device: Simulator) -> None:
+    builder = BuilderOptions(
+        optimization_level=1,
+        workspace_bytes=3 << 20,
+        tiling="moderate",
+        auxiliary_streams=2,
+        compatibility="ampere+",
+        version_compatible=True,
+        stripped=True,
+        tf32=False,
+    )
+    summary = small_build(small, device, options=Options(builder=builder), graphs=("unet_step",))
+    config = BUILDS[-1].config
+    assert config.builder_optimization_level == 1
+    assert config.tiling_optimization_level.name == "MODERATE"
+    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert config.max_aux_streams == 2
+    assert dict(config._limits) == {next(iter(config._limits)): 3 << 20}
+    assert next(iter(config._limits)).name == "WORKSPACE"
+    flags = {flag.name for flag in BuilderFlag if config.get_flag(flag)}
+    assert flags == {"VERSION_COMPATIBLE", "STRIP_PLAN", "REFIT_IDENTICAL"}
+    assert summary.folder.name == "ampere+"
+    small_build(small, device, graphs=("unet_step",))
+    config = BUILDS[-1].config
+    assert {flag.name for flag in BuilderFlag if config.get_flag(flag)} == {"TF32"}
+    assert not config._limits
 
 
-@pytest.fixture
-def device() -> Iterator[Simulator]:
-    with in_place_of_tensorrt() as simulator:
-        yield simulator
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_profiles_share_the_weights(
+    share: float, shipped: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[IOptimizationProfile] = []
+    create = Builder.create_optimization_profile
 
+    def kept(self: Builder) -> IOptimizationProfile:
+        made.append(create(self))
+        return made[-1]
 
-@pytest.fixture
-def small(tmp_path: Path) -> ModelFolder:
-    make_model_folder(tmp_path / "model", stored="float16")
-    return open_model(tmp_path / "model")
+    monkeypatch.setattr(Builder, "create_optimization_profile", kept)
+    coverage = replace(SMALL, buckets=(Bucket(128, 128), Bucket(64, 64)))
+    small_build(
+        shipped,
+        device,
+        coverage=coverage,
+        options=Options(builder=BuilderOptions(profile_memory=share)),
+        graphs=("vae_decoder",),
+    )
+    assert [profile.extra_memory_target for profile in made] == [share, share]
 
 
 def routed(model: ModelFolder, device: Simulator, route: str) -> None:
@@ -70,62 +113,33 @@ def test_a_build_route_that_tensorrt_does_not_take(
     assert not list(folder_of(small.path).glob("*.plan"))
 
 
-def out_of_memory(self: Any, *arguments: Any) -> None:
-    self._logger.log(Severity.ERROR, "[defaultAllocator.cpp] Cuda Runtime (out of memory)")
-
-
-def test_timings_of_a_build_that_ends_early_are_kept(
-    small: ModelFolder, device: Simulator, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_attention_in_float32_is_the_default_where_it_can_be(
+    shipped: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(self: Builder, network: Any, config: Any) -> IHostMemory | None:
-        self._time(network, config)
-        out_of_memory(self)
-        return None
-
+    wide = small_build(shipped, device, graphs=("text_encoder",), force=True).built[0].header
+    assert wide.key.edits.wide_attention
     with monkeypatch.context() as patch:
-        patch.setattr(Builder, "build_serialized_network", late)
-        with pytest.raises(OutOfMemory):
-            small_build(small, device, graphs=STEP)
-    small_build(small, device, graphs=STEP)
-    assert BUILDS[-1].timed == 0
-    for file in cache.glob("*.timings"):
-        file.unlink()
-
-    def interrupted(stage: str, done: int, total: int) -> None:
-        if stage == "unet_step" and done >= total // 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        small_build(small, device, graphs=STEP, force=True, report=interrupted)
-    small_build(small, device, graphs=STEP, force=True)
-    latest = BUILDS[-1]
-    assert 0 < latest.timed < len({node.op_type for node in latest.network._model.graph.node})
-    assert len(list(cache.glob("*.timings"))) == 1
+        patch.setattr(Builder, "build_serialized_network", failing("no implementation of it"))
+        with pytest.raises(Fault, match=r"no implementation .*; if .*: --no-float32-attention$"):
+            small_build(shipped, device, graphs=("text_encoder",), force=True)
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "11.2.1.2")
+    said: list[str] = []
+    plain = small_build(shipped, device, graphs=("text_encoder",), say=said.append)
+    assert not plain.built[0].header.key.edits.wide_attention
+    assert "wide attention on, now off" in said[0]
 
 
-def test_timings_that_cannot_be_written_hide_no_failure(
-    small: ModelFolder, device: Simulator, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusion_rt.engines.trt.timing_cache import TimingCache
-
-    def broken(self: TimingCache, timings: bytes) -> None:
-        raise OSError("input/output error")
-
-    monkeypatch.setattr(TimingCache, "write", broken)
-    monkeypatch.setattr(Builder, "build_serialized_network", out_of_memory)
-    with pytest.raises(OutOfMemory, match="out of memory"):
-        small_build(small, device, graphs=STEP)
-
-
-def test_no_memory_to_build_says_what_is_known(
-    small: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Builder, "build_serialized_network", out_of_memory)
-    with pytest.raises(
-        OutOfMemory,
-        match=r"weights alone take \d\.\d{3} GB, \d\.\d{3} GB was free; close .* --workspace",
-    ):
-        small_build(small, device, graphs=STEP)
+def test_a_stripped_plan_is_small(shipped: ModelFolder, device: Simulator, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(shipped.path, folder, ignore=shutil.ignore_patterns("engines"))
+    sizes = []
+    for stripped in (False, True):
+        options = Options(builder=BuilderOptions(stripped=stripped))
+        summary = small_build(open_model(folder), device, options=options, graphs=("unet_step",))
+        (built,) = summary.built
+        sizes.append(built.header.plan_bytes)
+        assert built.header.key.weights  # REFIT_IDENTICAL wants the very weights it saw
+    assert sizes[1] < sizes[0] / 10
 
 
 @pytest.mark.parametrize("stripped", [False, True])
@@ -147,23 +161,3 @@ def test_a_plan_that_cannot_be_loaded_now_is_kept(
         assert plan.header == header
     again = small_build(small, device, options=options, graphs=STEP)
     assert again.built[0].kept
-
-
-def test_what_does_not_start(
-    small: ModelFolder, device: Simulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nothing(self: Any, *arguments: Any) -> None:
-        raise TypeError("pybind11::init(): factory function returned nullptr")
-
-    for kind, name in ((OnnxParser, "parser"), (Runtime, "runtime")):
-        with monkeypatch.context() as patch:
-            patch.setattr(kind, "__init__", nothing)
-            with pytest.raises(Fault, match=f"TensorRT's {name} does not start"):
-                small_build(small, device, graphs=STEP)
-
-    def wrong(self: Any, *arguments: Any) -> None:
-        raise TypeError("incompatible constructor arguments")
-
-    monkeypatch.setattr(Runtime, "__init__", wrong)
-    with pytest.raises(TypeError, match="incompatible"):  # a mistake of ours stays one
-        small_build(small, device, graphs=STEP)
