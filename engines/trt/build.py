@@ -16,7 +16,12 @@ from diffusion_rt.engines.trt.apart import run_apart
 from diffusion_rt.engines.trt.key import Key, Machine, differences
 from diffusion_rt.engines.trt.library import require_tensorrt, version_of
 from diffusion_rt.engines.trt.options import WIDE_ATTENTION_FROM, Options
-from diffusion_rt.engines.trt.places import folder_to_build, trust_plans
+from diffusion_rt.engines.trt.places import (
+    folder_to_build,
+    folders_of_kind,
+    latest_first,
+    trust_plans,
+)
 from diffusion_rt.engines.trt.plan_file import (
     Constant,
     PlanHeader,
@@ -153,17 +158,17 @@ class _Maker:
         """The plan of one graph, from the folder if it is the right one."""
         prepared = prepare(self.model, graph, self.options.edits(graph))
         key = self.key(prepared)
-        path = plan_path(self.folder, graph)
-        have, why = self.there(graph)
+        folder = self.latest(graph)
+        have, why = self.there(folder, graph)
         if have is not None:
             why = differences(have.key, key)
             if not why and not force:
-                return Built(path, have, True, ())
+                return Built(plan_path(folder, graph), have, True, ())
             why = why or ["asked for"]
         if why:
             self.say(f"{graph}: built anew ({'; '.join(why)})")
         header = self.built(prepared, key)
-        return Built(path, header, False, tuple(why))
+        return Built(plan_path(self.folder, graph), header, False, tuple(why))
 
     def key(self, prepared: Prepared) -> Key:
         files, graph = self.model.manifest.files, prepared.graph
@@ -189,13 +194,21 @@ class _Maker:
         register()
         return sha256()
 
-    def there(self, graph: str) -> tuple[PlanHeader | None, list[str]]:
+    def latest(self, graph: str) -> Path:
+        """The folder whose plan of a graph would be run now.
+
+        It is not the one for new plans where the model's own folder cannot be written and has one.
+        """
+        folders = folders_of_kind(self.model, self.machine, self.options.builder.compatibility)
+        return next(iter(latest_first(folders, graph)), self.folder)
+
+    def there(self, folder: Path, graph: str) -> tuple[PlanHeader | None, list[str]]:
         """The header of the plan there is, if every byte of it is as it was written; else why not.
 
         Neither, where there is no plan.
         """
         try:
-            header = read_header(self.folder, graph)
+            header = read_header(folder, graph)
             if header is None:
                 return None, []
             done, total = 0, header.plan_bytes
@@ -205,7 +218,7 @@ class _Maker:
                 done += count
                 self.report("check", done, total)
 
-            with open_plan(self.folder, graph, progress):
+            with open_plan(folder, graph, progress):
                 return header, []
         except BadInput as damaged:
             return None, [str(damaged)]

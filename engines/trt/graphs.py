@@ -16,7 +16,7 @@ from diffusion_rt.engines.trt.engine import Loaded, TrtEngine
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.loading import load_plan
 from diffusion_rt.engines.trt.messages import Messages
-from diffusion_rt.engines.trt.places import folders_to_load
+from diffusion_rt.engines.trt.places import folders_to_load, latest_first
 from diffusion_rt.engines.trt.plan_file import PlanHeader, check_usable, plan_path, read_header
 from diffusion_rt.engines.trt.profiles import Range
 from diffusion_rt.engines.trt.scratch import Scratch
@@ -219,7 +219,7 @@ def _find(
 ) -> tuple[Path, PlanHeader]:
     """Of the plans of a graph that can be used the one that was written last."""
     unusable: BadInput | None = None
-    for folder in sorted(folders, key=lambda folder: _written(folder, graph), reverse=True):
+    for folder in latest_first(folders, graph):
         try:
             header = read_header(folder, graph, ours=True)
             if header is not None:
@@ -228,13 +228,6 @@ def _find(
         except BadInput as error:
             unusable = unusable or error
     raise unusable or BadInput(f"engine trt: {graph}: {_none_built(model)}")
-
-
-def _written(folder: Path, graph: str) -> int:
-    try:
-        return plan_path(folder, graph).stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def _none_built(model: ModelFolder) -> str:

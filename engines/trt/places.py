@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,14 +50,32 @@ def folder_to_build(model: ModelFolder, machine: Machine, compatibility: Compati
 def folders_to_load(model: ModelFolder, machine: Machine) -> list[list[Path]]:
     """Folders that may hold plans for a machine, by kind, the most specific kind first.
 
-    Only those there are: of a kind one in the model's own folder, or in the cache, or both. What
-    lies in them is held against the machine by `plan_file.check_usable`.
+    Only those there are. What lies in them is held against the machine by
+    `plan_file.check_usable`.
     """
-    places = _places(model)
     kinds: tuple[Compatibility, ...] = ("none", "same", "ampere+")
-    names = [target_name(machine, compatibility) for compatibility in kinds]
-    found = [[place / name for place in places if (place / name).is_dir()] for name in names]
+    found = [folders_of_kind(model, machine, compatibility) for compatibility in kinds]
     return [folders for folders in found if folders]
+
+
+def folders_of_kind(
+    model: ModelFolder, machine: Machine, compatibility: Compatibility
+) -> list[Path]:
+    """Folders there are for plans of one kind: in the model's own folder, or the cache, or both."""
+    name = target_name(machine, compatibility)
+    return [place / name for place in _places(model) if (place / name).is_dir()]
+
+
+def latest_first(folders: Sequence[Path], graph: str) -> list[Path]:
+    """Folders in the order in which a plan of a graph is looked for in them: the last written."""
+    return sorted(folders, key=lambda folder: _written(folder, graph), reverse=True)
+
+
+def _written(folder: Path, graph: str) -> int:
+    try:
+        return plan_path(folder, graph).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def has_plans(model: ModelFolder) -> bool:

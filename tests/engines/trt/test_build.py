@@ -1,5 +1,6 @@
 """Builds with the simulated TensorRT: what is kept, what is built anew, and why."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -201,3 +202,28 @@ def test_a_model_folder_that_cannot_be_written(
     assert summary.folder == cache / "trt" / small.sha256[:32] / "sm_90-simulator"
     assert files_in(summary.folder) == [f"{graph}.plan" for graph in SMALL_GRAPHS]
     assert all(built.kept for built in small_build(small, device).built)
+
+
+def test_engines_in_a_folder_that_cannot_be_written_any_more_are_kept(
+    small: ModelFolder, device: Simulator, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a larger batch does not change stays where it is; the rest goes to the cache."""
+    own = small_build(small, device, batch=2).folder
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(small.path))
+    more = small_build(small, device, batch=3)
+    assert more.folder == cache / "trt" / small.sha256[:32] / own.name
+    assert [built.path.parent for built in more.built] == [own, more.folder, more.folder]
+    assert [built.kept for built in more.built] == [True, False, False]
+    assert files_in(more.folder) == ["unet_prompt.plan", "unet_step.plan"]
+    assert all(built.kept for built in small_build(small, device, batch=3).built)
+    # What is asked for lies in the model's folder, but the cache has one that would be run.
+    fewer = small_build(small, device, batch=2)
+    assert [built.kept for built in fewer.built] == [True, False, False]
+    assert fewer.built[1].path.parent == more.folder
+    # A damaged one there is no way to replace is built in the cache, which is then newer.
+    path = plan_path(own, "text_encoder")
+    path.write_bytes(path.read_bytes()[:-1])
+    mended = small_build(small, device, batch=2)
+    assert [built.kept for built in mended.built] == [False, True, True]
+    assert mended.built[0].path.parent == more.folder
+    assert all(built.kept for built in small_build(small, device, batch=2).built)
