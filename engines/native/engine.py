@@ -7,6 +7,7 @@ from diffusion_rt.engines.device.protocol import DeviceArray
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.executor import Addresses, Program
+from diffusion_rt.engines.native.plan import Plan
 from diffusion_rt.engines.native.ways import Call, Enqueue, LibraryCall
 from diffusion_rt.engines.spec import TensorSpec
 from diffusion_rt.kernels.driver import OutOfMemory
@@ -94,6 +95,7 @@ class NativeEngine:
         sizes = sizes_of(loaded.graph, specs, buffers)
         self._program = None
         program = loaded.program(sizes)
+        check_bound(program.plan, buffers)
         self._bound = {name: buffers[name].address for name in specs}
         self._program = program
         self._resolve()
@@ -141,6 +143,20 @@ class NativeEngine:
         calls = program.calls(self.places())
         self._calls = [loaded.ready(call) for call in calls]
         self._resolved = arena.generation
+
+
+def check_bound(plan: Plan, buffers: Mapping[str, DeviceArray]) -> None:
+    """BadInput where an array is not what the plan reads or writes there.
+
+    Of an output's sizes those are the plan's own that no input has, such as pixels of a decoder.
+    """
+    for name in (*plan.inputs, *plan.outputs):
+        buffer, array = plan.buffers[name], buffers[name]
+        if array.shape != buffer.shape or array.dtype != buffer.dtype:
+            raise BadInput(
+                f"{plan.graph}: {name}: got {array.dtype} {list(array.shape)}, the graph has "
+                f"{buffer.dtype} {list(buffer.shape)}; is the manifest the model's?"
+            )
 
 
 def sizes_of(graph: str, specs: Signature, buffers: Mapping[str, DeviceArray]) -> dict[str, int]:

@@ -79,6 +79,10 @@ class TrtEngine:
             self._expect(context.set_input_shape(name, shape), f"the shape of {name}")
         if missing := context.infer_shapes():
             raise Fault(f"{self.graph}: TensorRT wants more than the shapes of {missing}")
+        for name in self.outputs:
+            dims = context.get_tensor_shape(name)  # without __iter__
+            made = tuple(dims[axis] for axis in range(len(dims)))
+            self._check_output(name, buffers[name].shape, made)
         for name, array in buffers.items():
             self._expect(context.set_tensor_address(name, array.address), f"memory for {name}")
         self._scratch.reserve(self._needed(context), self.graph)
@@ -137,6 +141,14 @@ class TrtEngine:
                 raise BadInput(f"{self.graph}: {name}: got {buffers[name].dtype}, wants {spec}")
             check_shape(self.graph, spec, buffers[name].shape, sizes)
         return {symbol: size for symbol, (size, _) in sizes.items()}
+
+    def _check_output(self, name: str, got: tuple[int, ...], made: tuple[int, ...]) -> None:
+        """BadInput where an array is not of the shape that is written; -1 is one not known yet."""
+        if len(got) != len(made) or any(b not in (a, -1) for a, b in zip(got, made, strict=True)):
+            raise BadInput(
+                f"{self.graph}: {name}: got shape {list(got)}, the engine writes {list(made)}; is "
+                "the manifest the model's?"
+            )
 
     def _expect(self, taken: bool, what: str) -> None:
         if not taken:

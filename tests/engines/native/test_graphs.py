@@ -17,6 +17,7 @@ from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.budget import BudgetedDevice
+from diffusion_rt.engines.native.engine import check_bound
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
 from diffusion_rt.engines.protocol import Backend, Engine
@@ -287,6 +288,27 @@ def test_a_captured_graph_sees_weights_that_are_poured_in(model: ModelFolder) ->
     np.testing.assert_array_equal(bias[0], bias[1])
     weights.write(f"{name}.bias", np.full(stored.shape[:1], 7, np.float32))
     np.testing.assert_array_equal(replayed(), 7)
+
+
+def test_arrays_that_are_not_what_the_graph_writes(model: ModelFolder) -> None:
+    """As of a manifest with another factor of the VAE: too small an array would be overrun."""
+    gpu = simulated_gpu()
+    graphs = NativeGraphs(model, gpu, precision="float32")
+    engine = graphs.open("vae_decoder")
+    right = {"image_height": 32, "image_width": 48}
+    for wrong in ({"image_height": 28}, {"image_width": 96}):
+        with pytest.raises(BadInput, match=r"vae_decoder: image: got .* has .*\[1, 3, 32, 48\]"):
+            bind(gpu, engine, 1, **{**right, **wrong})
+        with pytest.raises(BadInput, match="call bind first"):
+            engine.enqueue(gpu.device.stream())
+    arrays = dict(bind(gpu, engine, 1, **right))
+    plan = engine.program.plan  # type: ignore[union-attr]
+    check_bound(plan, arrays)
+    with pytest.raises(
+        BadInput, match=r"image: got float16 \[1, 3, 32, 48\], the graph has float32"
+    ):
+        check_bound(plan, arrays | {"image": replace(arrays["image"], dtype="float16")})
+    graphs.close()
 
 
 class Recorded:

@@ -303,6 +303,19 @@ def test_what_onnxruntime_refuses_is_one_line(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("factor", [7, 9])
+def test_an_array_that_is_not_what_the_graph_writes_is_not_overrun(factor: int) -> None:
+    """As of a manifest with another factor of the VAE; ONNX Runtime tells when it runs."""
+    engine = OrtBackend(open_model(SHIPPED), threads=1).load("vae_decoder")
+    latent = np.zeros((1, 4, 4, 6), np.float32)
+    shape = (1, 3, 4 * factor, 6 * factor)
+    memory = np.full(4 * 1 * 3 * 32 * 48, 7, np.float32)
+    engine.bind({"latent": latent, "image": memory[: np.prod(shape)].reshape(shape)})
+    with pytest.raises(Fault, match=r"vae_decoder: onnxruntime: "):
+        engine.enqueue()
+    np.testing.assert_array_equal(memory[np.prod(shape) :], 7)
+
+
 def test_memory_that_runs_out_is_told_apart() -> None:
     with (
         pytest.raises(OutOfMemory, match=r"g: the memory .* Failed to allocate memory for"),

@@ -119,6 +119,22 @@ def test_pixels_are_those_that_the_host_makes(
     device.close()
 
 
+def test_arrays_that_are_not_what_the_engine_writes(model: ModelFolder, gpu: Gpu) -> None:
+    """As of a manifest with another factor of the VAE: too small an array would be overrun."""
+    engine = open_trt(model, gpu).load("vae_decoder")
+    inputs = random_inputs(engine, SIZES["vae_decoder"])
+    for shape in ((1, 3, 112, 112), (1, 3, 128, 256), (1, 3, 128, 128)):
+        outputs = {"image": np.full(shape, np.nan, np.float32)}
+        if shape == (1, 3, 128, 128):
+            engine.bind(inputs | outputs)
+            engine.enqueue()
+            assert np.isfinite(outputs["image"]).all()
+        else:
+            with pytest.raises(BadInput, match=r"image: got .* writes \[1, 3, 128, 128\]"):
+                engine.bind(inputs | outputs)
+    engine.close()
+
+
 def test_damaged_plans_are_never_shown_to_tensorrt(
     model: ModelFolder, gpu: Gpu, tmp_path: Path
 ) -> None:

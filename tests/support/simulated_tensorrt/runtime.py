@@ -83,7 +83,7 @@ class ICudaEngine:
         engine._facts, engine._model = facts, model
         engine._missing = set(facts.weights) if "STRIP_PLAN" in facts.flags else set()
         engine._arithmetic = None
-        engine._contexts = 0
+        engine._contexts, engine._made = 0, {}
         return engine
 
     _device: Simulator
@@ -93,6 +93,7 @@ class ICudaEngine:
     _missing: set[str]
     _arithmetic: Arithmetic | None
     _contexts: int
+    _made: dict[tuple[tuple[str, Shape], ...], Mapping[str, Shape]]
 
     @property
     def name(self) -> str:
@@ -156,6 +157,16 @@ class ICudaEngine:
 
     def get_tensor_shape(self, name: str) -> Dims:
         return Dims(self._known(name).shape)
+
+    def _output_shapes(self, shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """What a run on zeros of these shapes gives, kept."""
+        key = tuple(sorted(shapes.items()))
+        if key not in self._made:
+            ends = self._facts.inputs
+            feeds = {end.name: np.zeros(shapes[end.name], NUMPY[end.dtype]) for end in ends}
+            outputs = self._compute()(feeds)
+            self._made[key] = {name: values.shape for name, values in outputs.items()}
+        return self._made[key]
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         self._known(name)
@@ -327,8 +338,11 @@ class IExecutionContext:
         for known in self._engine._facts.inputs:
             if known.name in self._shapes:
                 symbols |= zip(known.symbols, self._shapes[known.name], strict=True)
-        sizes = zip(end.shape, end.symbols, strict=True)
-        return Dims([symbols.get(symbol, -1) if size == -1 else size for size, symbol in sizes])
+        ends = zip(end.shape, end.symbols, strict=True)
+        sizes = [symbols.get(symbol, -1) if size == -1 else size for size, symbol in ends]
+        if -1 in sizes and not self.infer_shapes():  # of an output, by the graph's arithmetic
+            sizes = list(self._engine._output_shapes(self._all_shapes())[name])
+        return Dims(sizes)
 
     def infer_shapes(self) -> list[str]:
         dynamic = [end.name for end in self._engine._facts.inputs if -1 in end.shape]
