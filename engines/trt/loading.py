@@ -9,13 +9,14 @@ from diffusion_rt.engines.artefact import Progress
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.memory import short_of_memory
 from diffusion_rt.engines.errors import BadInput, OutOfMemory
+from diffusion_rt.engines.kept import kept_name, remove_superseded
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.messages import Messages
 from diffusion_rt.engines.trt.plan_file import Plan, PlanHeader, check_usable, open_plan
 from diffusion_rt.engines.trt.prepare import Prepared, prepare
 from diffusion_rt.engines.trt.refit import TYPES, complete
-from diffusion_rt.engines.trt.weights import MappedWeight, in_memory, kept_name, map_weights
+from diffusion_rt.engines.trt.weights import MappedWeight, digest_of, in_memory, map_weights
 from diffusion_rt.kernels.driver import Device
 
 WAYS_OUT = (
@@ -90,10 +91,16 @@ def _check_tensors(engine: trt.ICudaEngine, path: Path, header: PlanHeader) -> N
 
 
 def checkpoint_weights(model: ModelFolder, prepared: Prepared) -> Mapping[str, MappedWeight]:
-    """What a stripped plan takes from the checkpoint; what must be cast is kept in the cache."""
+    """What a stripped plan takes from the checkpoint; what must be cast is kept in the cache.
+
+    Casts of the checkpoint that was in this folder before are removed there.
+    """
     hashes = {name: record.sha256 for name, record in model.manifest.files.items()}
-    kept = kept_name(prepared.weights, hashes)
-    return map_weights(model.path, prepared.weights, cache_folder("trt"), kept=kept)
+    kept = kept_name(model, digest_of(prepared.weights, hashes))
+    folder = cache_folder("trt")
+    found = map_weights(model.path, prepared.weights, folder, kept=kept)
+    remove_superseded(folder, model)
+    return found
 
 
 def _prepared(model: ModelFolder, header: PlanHeader) -> Prepared:

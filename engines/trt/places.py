@@ -1,6 +1,5 @@
 """Where the plans of a model lie: in its own folder, or in the user's cache."""
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from diffusion_rt.engines.cache_folder import cache_folder, cache_path
 from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.kept import own_folder
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.options import Compatibility
@@ -35,13 +35,9 @@ def folder_to_build(model: ModelFolder, machine: Machine, compatibility: Compati
     where the model's folder cannot be written. Raises BadInput where neither can.
     """
     name = target_name(machine, compatibility)
-    folder = model.path / "engines" / "trt" / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-    except OSError:
-        pass
+    own = own_folder(model, f"trt/{name}")
+    if own is not None:
+        return own
     folder = _cached(model) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -77,7 +77,7 @@ def map_weights(
     """All weights at their addresses.
 
     `model` is the model's folder; `scratch` is one with room for those that must be cast. Where
-    `kept` names them (see `kept_name`), they stay there under that name for the next time. Raises
+    `kept` names them (see `engines/kept.py`), they stay there under it for the next time. Raises
     BadInput where a file is missing or shorter than the weights in it, or the disk is full.
     """
     locations = dict.fromkeys(weight.location for weight in weights)
@@ -99,14 +99,14 @@ def map_weights(
     return found | _cast_all(casts, scratch, kept)
 
 
-def kept_name(weights: Sequence[Weight], hashes: Mapping[str, str]) -> str:
-    """A name for the casts of some weights; of another checkpoint, or in other types, another.
+def digest_of(weights: Sequence[Weight], hashes: Mapping[str, str]) -> str:
+    """Digits for the casts of some weights; of another checkpoint, or in other types, others.
 
     `hashes` has the sha256 of each file that they lie in.
     """
     files = {weight.location: hashes[weight.location] for weight in weights}
     text = json.dumps([encode(weights), files], sort_keys=True)
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.weights"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def item_size(dtype: str) -> int:

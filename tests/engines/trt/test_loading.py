@@ -80,6 +80,32 @@ def test_a_stripped_plan_takes_its_weights_from_the_checkpoint(
     assert "prepares this graph in another way; build it again" in refusal(other, gpu)
 
 
+def test_casts_of_a_checkpoint_that_was_replaced_go(
+    model: ModelFolder, gpu: Gpu, tmp_path: Path
+) -> None:
+    from diffusion_rt.engines.trt.loading import checkpoint_weights  # wants TensorRT
+
+    before = copied(tmp_path / "m", model)
+    elsewhere = copied(tmp_path / "elsewhere", model)
+
+    def kept(folder: ModelFolder, graph: str) -> set[str]:
+        """The casts that are in the cache once those of a graph were asked for."""
+        checkpoint_weights(folder, prepare(folder, graph, PLAIN.edits(graph)))
+        return {path.name for path in cache_path("trt").glob("*.weights")}
+
+    others = {path.name for path in cache_path("trt").glob("*.weights")}
+    others |= kept(elsewhere, "unet_timestep")
+    mine = kept(before, "unet_timestep") - others
+    mine = kept(before, "unet_prompt") - others
+    assert len(mine) == 2, "of two graphs both stay"
+    after = replace(before, sha256="1" * 64)
+    assert len(kept(after, "unet_timestep") - others - mine) == 1
+    now = kept(after, "unet_prompt")
+    assert now >= others
+    assert not now & mine
+    assert len(now - others) == 2
+
+
 @pytest.mark.usefixtures("simulated")
 @pytest.mark.parametrize(
     "listed",

@@ -145,12 +145,12 @@ def test_casts_that_are_kept_are_made_once(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "unet" / "w.bin").write_bytes(values.tobytes())
     weights = [weight_of("a", "float32", "float16", (501,), 0)]
     weights.append(weight_of("b", "float32", "float16", (500,), 4 * 501))
-    name = module.kept_name(weights, {"unet/w.bin": "0" * 64})
+    name = module.digest_of(weights, {"unet/w.bin": "0" * 64})
     names = {
         name,
-        module.kept_name(weights, {"unet/w.bin": "1" * 64}),
-        module.kept_name(weights[:1], {"unet/w.bin": "0" * 64}),
-        module.kept_name([weight_of("a", "float32", "bfloat16", (501,), 0)], {"unet/w.bin": ""}),
+        module.digest_of(weights, {"unet/w.bin": "1" * 64}),
+        module.digest_of(weights[:1], {"unet/w.bin": "0" * 64}),
+        module.digest_of([weight_of("a", "float32", "bfloat16", (501,), 0)], {"unet/w.bin": ""}),
     }
     assert len(names) == 4
     made: list[str] = []
@@ -161,6 +161,7 @@ def test_casts_that_are_kept_are_made_once(tmp_path: Path, monkeypatch: pytest.M
         return plain(values, stored, dtype)
 
     monkeypatch.setattr(module, "cast", counted)
+    name += ".weights"
     kept = tmp_path / name
 
     def check(*, anew: bool) -> None:
