@@ -74,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
         return _native(found)
     if found.archs is not None:
         raise BadInput("--archs is for --engine native; TensorRT builds for the GPU at hand")
+    if found.pack_weights:
+        raise BadInput("--pack-weights is for --engine native; TensorRT's engines hold theirs")
     if found.libraries:
         raise BadInput("--libraries is for --engine native; TensorRT brings its own")
     return _tensorrt(found)
@@ -114,6 +116,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure cuBLASLt and cuDNN too, where nvmath-python or nvidia-cudnn-frontend is "
         "installed, and run them where they are faster than our kernels; until a build without "
         "this flag",
+    )
+    native.add_argument(
+        "--pack-weights",
+        action="store_true",
+        help="keep the weights as the GPU wants them too, in DIR/engines or the user's cache: as "
+        "many bytes on disk as in its memory (7 GB for SDXL), read at a start with 2.6 times less "
+        "work of the processor; 10 times less, and half the bytes, where the checkpoint is float32",
     )
     add_tensorrt_arguments(parser.add_argument_group("for --engine trt"))
 
@@ -302,6 +311,7 @@ def _native(found: argparse.Namespace) -> int:
             archs=archs,
             force=found.force,
             libraries=found.libraries,
+            pack_weights=found.pack_weights,
             progress=report,
         )
     seconds = time.perf_counter() - started

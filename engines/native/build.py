@@ -1,4 +1,4 @@
-"""What `diffusion-rt build --engine native` makes: compiled kernels, and tactics measured here."""
+"""What `diffusion-rt build --engine native` makes: kernels, tactics, packed weights."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,11 +11,15 @@ from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import Arrays
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.native.arrangement import Arrangement
 from diffusion_rt.engines.native.backend import usual_precision
 from diffusion_rt.engines.native.graphs import NativeGraphs, check_chip
+from diffusion_rt.engines.native.kept_weights import pack, whole
 from diffusion_rt.engines.native.libraries import open_libraries
+from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.needed import Target, needed, runs, target_of
+from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.native.ways import Chip, Library
 from diffusion_rt.engines.spec import GRAPHS
@@ -45,16 +49,18 @@ def build(
     archs: tuple[int, ...] | None = None,
     force: bool = False,
     libraries: bool = False,
+    pack_weights: bool = False,
     progress: Report = lambda stage, done, total: None,
 ) -> list[Built]:
     """Compile every kernel that the model's plans may launch, and measure tactics on the GPU here.
 
     `buckets` are sizes in pixels, the model's own where there are none: tactics of other sizes are
     the likely fastest. With `archs` kernels are compiled for these chips and nothing is measured.
-    Kernels are kept under the hash of all they are made from; `force` measures anew. With
+    Kernels are kept under the hash of all they are made from; `force` measures and packs anew. With
     `libraries` those that are installed are measured too, and run where they are faster, until a
-    build without. Raises BadInput where there is no GPU and no `archs`, no compiler, none of the
-    libraries asked for, and where the model has a node that no kernel runs.
+    build without. With `pack_weights` those of every graph are kept as a device wants them. Raises
+    BadInput where there is no GPU and no `archs`, no compiler, none of the libraries asked for, no
+    room for weights, and where the model has a node that no kernel runs.
     """
     target = target_of(model, usual_precision(model), buckets=buckets, images=images)
     images_kept = ImageCache(cache_folder("kernels"))
@@ -62,7 +68,8 @@ def build(
         _check_archs(archs)
         if libraries:
             raise BadInput("--libraries are measured on the GPU here; leave --archs out")
-        return [_compiled(target, images_kept, arch, progress) for arch in archs]
+        kernels = [_compiled(target, images_kept, arch, progress) for arch in archs]
+        return kernels + (packed(target, force=force, progress=progress) if pack_weights else [])
     with translated("diffusion-rt build --engine native"):
         try:
             device: Device = open_device()
@@ -73,16 +80,18 @@ def build(
     gpu = Gpu(device, images_kept)
     try:
         check_chip(gpu)
-        kernels = _prepared(target, gpu, images_kept, progress)
+        made = [_prepared(target, gpu, images_kept, progress)]
         folder = cache_folder("tactics")
         opened = _opened(device) if libraries else ()
         tactics = Tactics(folder, key_of(device, opened))
-        found = measured(target, gpu, tactics, force=force, libraries=opened, progress=progress)
+        made.append(
+            measured(target, gpu, tactics, force=force, libraries=opened, progress=progress)
+        )
         if not libraries:
             path_with_libraries(folder, device).unlink(missing_ok=True)
-        return [kernels, found]
     finally:
         gpu.close()
+    return made + (packed(target, force=force, progress=progress) if pack_weights else [])
 
 
 def measured(
@@ -115,6 +124,43 @@ def measured(
             tactics.save()
     seconds = time.perf_counter() - started
     return Built("tactics", tactics.path, tactics.path.stat().st_size, seconds, kept=not count)
+
+
+def packed(target: Target, *, force: bool, progress: Report) -> list[Built]:
+    """Pack the weights of each graph, in the arithmetic it usually runs in; no device is asked.
+
+    A file that is there and whole is kept. Before the first is made, the model's files are hashed.
+    """
+    model, found, verified = target.model, [], False
+    for graph, sizes in dict(runs(target)).items():  # one size: weights do not depend on it
+        begun = time.perf_counter()
+        dtype = arithmetic(model, graph, None, target.precision)
+        plan = plan_of(model, graph, sizes, dtype)
+        arrangement = Arrangement(plan.weights.values(), plan.constants)
+        path = None if force else whole(model, graph, dtype, arrangement)
+        kept = path is not None
+        if path is None:
+            if not verified:
+                total = sum(record.size for record in model.manifest.files.values())
+                model.verify(full=True, progress=_counted(progress, "verify", total))
+                verified = True
+            told = _counted(progress, f"pack the weights of {graph}", arrangement.nbytes)
+            path = pack(model, graph, dtype, arrangement, told)
+        seconds = time.perf_counter() - begun
+        found.append(Built(f"{graph} weights", path, path.stat().st_size, seconds, kept))
+    return found
+
+
+def _counted(progress: Report, stage: str, total: int) -> Callable[[int], None]:
+    """What hears of more bytes, and tells how many there were."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    return more
 
 
 def _compiled(target: Target, images: ImageCache, arch: int, progress: Report) -> Built:

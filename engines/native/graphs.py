@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-
 from diffusion_rt.engines.device.bucket import loop_kernels
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
@@ -14,9 +13,10 @@ from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.arena import Arena
 from diffusion_rt.engines.native.engine import NativeEngine, Signature
 from diffusion_rt.engines.native.executor import Choose, Program, likely_fastest
+from diffusion_rt.engines.native.kept_weights import PackedFiles
 from diffusion_rt.engines.native.lower import plan_of, precision_of
 from diffusion_rt.engines.native.needed import Target, runs
-from diffusion_rt.engines.native.plan import Arithmetic, Weight
+from diffusion_rt.engines.native.plan import Arithmetic, Plan, Weight
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.ways import (
     Call,
@@ -68,6 +68,7 @@ class NativeGraphs:
             self.arena = Arena(device, self._wait)
         self._encode = device.tensor_map if device.arch >= 90 else None
         self._loaded: dict[tuple[str, Arithmetic], LoadedGraph] = {}
+        self._packed = PackedFiles(folder)
 
     @property
     def name(self) -> str:
@@ -122,15 +123,19 @@ class NativeGraphs:
                 variants += self.loaded(graph).planned(sizes).variants
         self.gpu.compile(variants, progress)
 
-    def bring_weights(self, program: Program) -> Weights:
-        """The weights of a plan, on the device. Raises BadInput where one is not finite."""
-        plan = program.plan
+    def bring_weights(self, plan: Plan) -> Weights:
+        """The weights of a plan, on the device, from a packed file where there is one.
+
+        Raises BadInput where a tensor is not finite.
+        """
         weights = Weights(self.gpu.device, self._stream, plan.weights.values(), plan.constants)
         try:
-            return weights.stream_from(self.folder.path)
+            if not self._packed.bring(weights, plan.graph, plan.dtype):
+                weights.stream_from(self.folder.path)
         except BaseException:
             weights.close()
             raise
+        return weights
 
     def ready(self, call: Call | LibraryCall) -> Enqueue:
         """A call with its kernel loaded."""
@@ -246,7 +251,7 @@ class LoadedGraph:
         with translated(self.graph):
             self.arena.reserve(program.nbytes, program.counters)
             if self._weights is None:
-                self._weights = graphs.bring_weights(program)
+                self._weights = graphs.bring_weights(program.plan)
                 self._wanted = program.plan.weights
         assert program.plan.weights == self._wanted, "weights do not depend on sizes"
         return program

@@ -16,6 +16,7 @@ from diffusion_rt.engines.errors import BadInput, shown
 from diffusion_rt.engines.native.plan import Source, Weight
 from diffusion_rt.kernels.conv import TAPS, doubled_filters
 
+VERSION = 1  # of the bytes that are made here; one more wherever these change
 BLOCK = 1 << 20  # bytes of a block, about; more where one row is longer
 INTERLEAVED = 8  # rows of values, then as many of gates: the order of the GEGLU product
 

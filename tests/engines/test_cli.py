@@ -132,6 +132,7 @@ def test_flags_reach_the_builder(
         (["--engine", "trt", "--workspace", "1"], "workspace 1, wants"),
         (["--engine", "trt", "--build-route=;"], "build route"),
         (["--engine", "trt", "--archs", "90"], "--archs is for --engine native"),
+        (["--engine", "trt", "--pack-weights"], "--pack-weights is for --engine native"),
         (["--engine", "trt", "--libraries"], "--libraries is for --engine native"),
         (["--engine", "native", "--stripped"], "--stripped is for --engine trt"),
         (["--engine", "native", "--archs", "x"], "wants chips such as 80,90"),
@@ -242,6 +243,7 @@ def test_native_is_handed_over(
         "archs": (80, 90),
         "force": False,
         "libraries": False,
+        "pack_weights": False,
     }
     _, out, _ = run([model, *flags], capsys)
     assert out.splitlines()[0].split() == ["gemm", "0.00", "MB", "built", "in", "0.5", "s"]
