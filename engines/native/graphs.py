@@ -4,6 +4,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
 from diffusion_rt.engines.device.bucket import loop_kernels
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
@@ -27,6 +31,7 @@ from diffusion_rt.engines.native.ways import (
     launching,
 )
 from diffusion_rt.engines.native.weights import Weights
+from diffusion_rt.engines.native.written import Written
 from diffusion_rt.engines.spec import Precision
 from diffusion_rt.kernels.cache import Progress
 
@@ -69,6 +74,7 @@ class NativeGraphs:
         self._encode = device.tensor_map if device.arch >= 90 else None
         self._loaded: dict[tuple[str, Arithmetic], LoadedGraph] = {}
         self._packed = PackedFiles(folder)
+        self._written = Written(folder, precision)
 
     @property
     def name(self) -> str:
@@ -126,16 +132,38 @@ class NativeGraphs:
     def bring_weights(self, plan: Plan) -> Weights:
         """The weights of a plan, on the device, from a packed file where there is one.
 
-        Raises BadInput where a tensor is not finite.
+        Tensors that were written are as they were written. Raises BadInput where one is not finite.
         """
         weights = Weights(self.gpu.device, self._stream, plan.weights.values(), plan.constants)
         try:
             if not self._packed.bring(weights, plan.graph, plan.dtype):
                 weights.stream_from(self.folder.path)
+            self._written.apply(weights)
         except BaseException:
             weights.close()
             raise
         return weights
+
+    def write(self, component: str, name: str, values: NDArray[Any]) -> None:
+        """Replace a tensor of the checkpoint in every graph that has it, until `restore`.
+
+        `component` is its folder there, such as unet, `name` the parameter's in the graphs, and
+        `values` are float32 or float16 of its stored shape, of which a copy is kept. Waits for
+        what is under way; what is enqueued or replayed later sees the new values, also when weights
+        were given back and streamed again. Raises BadInput where no graph has the tensor, and
+        where the values are of another shape or type or not finite; all then stays as it was.
+        """
+        self._wait()
+        self._written.write((component, name), values, self._on_device())
+
+    def restore(self, component: str, name: str) -> None:
+        """Undo `write`: the tensor's own values, read from the checkpoint.
+
+        Does nothing where it was not written. Raises BadInput where no graph has the tensor, or its
+        file is cut short; what was written then stays.
+        """
+        self._wait()
+        self._written.restore((component, name), self._on_device())
 
     def ready(self, call: Call | LibraryCall) -> Enqueue:
         """A call with its kernel loaded."""
@@ -187,6 +215,10 @@ class NativeGraphs:
         weights = 0 if found.weights_bytes else plan.weights_size
         return int(SPARE * (program.nbytes + bound + weights))
 
+    def _on_device(self) -> list[Weights]:
+        every = (loaded.there for loaded in self._loaded.values())
+        return [weights for weights in every if weights is not None]
+
     def _wait(self) -> None:
         for loaded in self._loaded.values():
             for engine in loaded.engines:
@@ -214,6 +246,11 @@ class LoadedGraph:
     def weights_bytes(self) -> int:
         """Bytes of the weights on the device."""
         return 0 if self._weights is None else self._weights.nbytes
+
+    @property
+    def there(self) -> Weights | None:
+        """The weights, as long as they are on the device."""
+        return self._weights
 
     @property
     def weights(self) -> Weights:
