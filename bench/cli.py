@@ -70,16 +70,23 @@ def everything(benchmark: str, argv: Sequence[str]) -> int:
     found = reading.read(benchmark, argv)
     reading.require("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir")
 
-    from diffusion_rt.bench.everything import everything as run_all
+    from diffusion_rt.bench import everything as parts
     from diffusion_rt.bench.running import warn_if_busy
+    from diffusion_rt.runtime.memory import available
+
+    def tell(text: str) -> None:
+        print(plain(text), flush=True)
 
     warn_if_busy()
     found.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        failed = run_all(found.output, Path(folder), lambda text: print(plain(text), flush=True))
-    for command in failed:
-        print(plain(f"failed: diffusion-rt bench {command}"), file=sys.stderr)
-    return 1 if failed else 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for line in (*parts.plan(), *parts.doubts(folder, available())):
+            tell(line)
+        ran = parts.everything(found.output, folder, tell)
+    for line in parts.summary(ran):
+        tell(line)
+    return 1 if any(one.status for one in ran) else 0
 
 
 def report(benchmark: str, argv: Sequence[str]) -> int:

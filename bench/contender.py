@@ -74,14 +74,18 @@ class Watch:
         """Take the time of a block as one lap."""
         started = self._clock()
         yield
-        self._add(measure, self._clock() - started)
+        self.add(measure, self._clock() - started)
 
     def mark(self, measure: str) -> None:
         """End a lap that began with the mark before; the first mark only begins one."""
         now = self._clock()
         if self._last is not None:
-            self._add(measure, now - self._last)
+            self.add(measure, now - self._last)
         self._last = now
+
+    def add(self, measure: str, seconds: float) -> None:
+        """Add a lap that was timed elsewhere."""
+        self.laps.setdefault(measure, []).append(seconds)
 
     def result(self) -> dict[str, list[float]]:
         """The laps of one picture: stages that run once summed, the steps each by itself.
@@ -103,9 +107,6 @@ class Watch:
             inside = evaluations[len(evaluations) - len(steps) :]
             found["own"] = [a - b for a, b in zip(steps, inside, strict=True)]
         return {name: found[name] for name in MEASURES if name in found}
-
-    def _add(self, measure: str, seconds: float) -> None:
-        self.laps.setdefault(measure, []).append(seconds)
 
 
 def forget_peak_rss() -> None:

@@ -5,45 +5,97 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 SDXL = "sdxl"  # the folder of the generated checkpoint, where all of this is done
 
+# What each benchmark takes on two cores of an AMD EPYC of 2.6 GHz, in minutes.
 # In this order: what is most asked for first, the roof right behind the step that lies under it.
-COMMANDS = (
-    "end-to-end --setting growth --against diffusers,compile",
-    "stages --against diffusers,compile",
-    "stages --engine null --sizes 1024x1024",
-    "startup --repeats 7",
-    "operators --setting growth --repeats 20",
-    "build --engine native --archs 90",
-    f"export --architecture sdxl-base --keep {SDXL}",
-    f"step --model {SDXL} --sizes 512x512 --guidance-scale 1 --apart --repeats 6 --warm-up 1",
-    "chip",
-)
+COMMANDS = {
+    "end-to-end --setting growth --against diffusers": 3,
+    "end-to-end --sizes 64x64,128x128,256x256 --batches 1,4 --axes --against diffusers,compile": 9,
+    "stages --against diffusers,compile": 2,
+    "stages --engine null --sizes 1024x1024": 0.2,
+    "stages --engine idle --sizes 1024x1024 --samplers euler,euler-a --repeats 100": 0.2,
+    "stages --engine idle-cuda --sizes 1024x1024 --samplers euler,euler-a --repeats 100": 0.2,
+    "startup --repeats 7": 2,
+    "operators --setting growth --repeats 20": 0.5,
+    "build --engine native --archs 90": 0.5,
+    f"export --architecture sdxl-base --keep {SDXL}": 4,
+    f"step --model {SDXL} --sizes 512x512 --guidance-scale 1 --apart --repeats 6 --warm-up 1": 6,
+    "chip": 1,
+}
+LONGEST = 1800  # seconds of one benchmark, after which it is ended: nobody need be there
+DISK, MEMORY = 8e9, 17e9  # bytes that the checkpoint and its step take
 
 Run = Callable[[Sequence[str], Path], int]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A benchmark, the seconds that it took, and its exit status."""
+
+    command: str
+    seconds: float
+    status: int
 
 
 def run(words: Sequence[str], folder: Path) -> int:
-    """Run one benchmark in a process of its own, in that folder; its status."""
+    """Run one benchmark in a process of its own, in that folder; its status, 124 if it hung."""
     command = [sys.executable, "-P", "-m", "diffusion_rt", "bench", *words]
-    return subprocess.run(command, cwd=folder).returncode
+    try:
+        return subprocess.run(command, cwd=folder, timeout=LONGEST).returncode
+    except subprocess.TimeoutExpired:
+        return 124
 
 
-def everything(
-    output: Path, folder: Path, tell: Callable[[str], None], run: Run = run
-) -> list[str]:
-    """Run all of COMMANDS, one after the other; those that failed.
+def plan() -> list[str]:
+    """What is going to run, and how long that takes, in lines."""
+    rows = [f"{minutes:>5.1f} min  {command}" for command, minutes in COMMANDS.items()]
+    return [*rows, f"{sum(COMMANDS.values()):>5.1f} min in all, on two cores"]
+
+
+def doubts(folder: Path, memory: int | None) -> list[str]:
+    """What a machine has too little of, given its free memory in bytes if that is known."""
+    found = []
+    for what, least, there in (
+        (f"on the disk of {folder}", DISK, disk_usage(folder).free),
+        ("of memory", MEMORY, memory),
+    ):
+        if there is not None and there < least:
+            found.append(
+                f"{there / 1e9:.1f} GB are free {what}, and SDXL takes {least / 1e9:.0f}: "
+                "`export` or `step` will fail, the others run"
+            )
+    return found
+
+
+def everything(output: Path, folder: Path, tell: Tell, run: Run = run) -> list[Ran]:
+    """Run all of COMMANDS, one after the other, whether others failed or not.
 
     `folder` is an empty one for a checkpoint of 7 GB, which stays there.
     """
-    failed = []
-    for command in COMMANDS:
-        tell(f"diffusion-rt bench {command}")
+    ran = []
+    for number, command in enumerate(COMMANDS, start=1):
+        tell(f"[{number} of {len(COMMANDS)}] diffusion-rt bench {command}")
         begun = time.monotonic()
         status = run([*shlex.split(command), "--output", str(output.resolve())], folder)
-        tell(f"{time.monotonic() - begun:.0f} s")
-        if status:
-            failed.append(command)
-    return failed
+        ran.append(Ran(command, time.monotonic() - begun, status))
+        tell(_told(ran[-1]))
+    return ran
+
+
+def summary(ran: Sequence[Ran]) -> list[str]:
+    """What came of each benchmark, in lines."""
+    minutes = sum(one.seconds for one in ran) / 60
+    failed = sum(one.status != 0 for one in ran)
+    rows = [f"{_told(one):<22}  {one.command}" for one in ran]
+    return [*rows, f"{minutes:.1f} min; {len(ran) - failed} of {len(ran)} done, {failed} failed"]
+
+
+def _told(one: Ran) -> str:
+    how = {0: "done", 124: "took too long"}.get(one.status, f"failed ({one.status})")
+    return f"{one.seconds:>5.0f} s  {how}"

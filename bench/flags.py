@@ -14,6 +14,10 @@ from diffusion_rt.command import Parser, shortened
 from diffusion_rt.engines.errors import BadInput
 
 ENGINES = ("ort", "trt", "native")  # of ours, beside the one that is measured
+NULL = "null"  # computes nothing, on the host
+BINDINGS = "idle-cuda"
+# The loop of a GPU over a driver that does nothing, and what is then timed.
+IDLE = {"idle": "our own code", BINDINGS: "our own code and the driver's real bindings"}
 PEERS = ("diffusers", "compile", *ENGINES)
 DEVICES = ("cpu", "cuda")
 RESULTS = Path(__file__).resolve().parent / "results"  # there in a checkout
@@ -141,7 +145,11 @@ FLAGS = {
     "prompt": Flag(str, "TEXT", "default: one about two shapes"),
     "seed": Flag(whole(0, 2**32 - 1), "SEED", "default: %(default)s", 7),
     "engine": Flag(
-        str, "NAME", "of ours; null computes nothing, which leaves our own time; default: ort"
+        str,
+        "NAME",
+        "of ours; null computes nothing, which leaves our own time; idle and idle-cuda the same of "
+        "a step captured on a GPU, over a driver that does nothing, idle-cuda by the driver's real "
+        "bindings (needs gcc); default: ort",
     ),
     "device": Flag(
         device, "NAME", "cpu, or cuda for a GPU, in float16 but for the reference; default: cpu"

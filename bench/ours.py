@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
+from diffusion_rt.bench.flags import IDLE
 from diffusion_rt.bench.gpu_chip import own_peak_device
+from diffusion_rt.bench.idle import LoopClock, open_idle
 from diffusion_rt.engines.choose import open_backend
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.protocol import Backend, Buffers, Denoiser, Engine, Entries, PixelDecoder
@@ -44,8 +46,12 @@ class Ours:
         """Open the model. Raises BadInput where that cannot be."""
         folder = open_model(model)
         provider = device if engine == "ort" else None
-        backend = open_backend(folder, engine, threads=threads, provider=provider)
-        self._backend = TimedBackend(backend)
+        self._idle = engine in IDLE
+        if self._idle:
+            backend: Backend = open_idle(folder, engine)
+        else:
+            backend = open_backend(folder, engine, threads=threads, provider=provider)
+        self._backend = TimedBackend(backend, clock if self._idle else None)
         self._pipeline = Pipeline(folder, self._backend)
         self._clock = clock
 
@@ -68,8 +74,8 @@ class Ours:
         return own_peak_rss()
 
     def peak_device(self) -> int | None:
-        """What this process holds on the GPU, in bytes."""
-        return own_peak_device()
+        """What this process holds on the GPU, in bytes; of one that does nothing, None."""
+        return None if self._idle else own_peak_device()
 
     def close(self) -> None:
         """Close every engine, and give the device back."""
@@ -80,10 +86,11 @@ class Ours:
 class TimedBackend:
     """A backend whose engines tell `watch` how long they ran."""
 
-    def __init__(self, backend: Backend) -> None:
-        """Watch every engine that `backend` loads."""
+    def __init__(self, backend: Backend, loop: Clock | None = None) -> None:
+        """Watch every engine that `backend` loads; with `loop`, a device's denoising loop too."""
         self.watch = Watch()
         self._backend = backend
+        self._loop = loop
 
     @property
     def name(self) -> str:
@@ -99,8 +106,11 @@ class TimedBackend:
         self._backend.check(graph, sizes)
 
     def denoiser(self) -> Denoiser | None:
-        """That of the backend, not timed."""
-        return self._backend.denoiser()
+        """That of the backend, its evaluations timed together where that is wanted."""
+        denoiser = self._backend.denoiser()
+        if denoiser is None or self._loop is None:
+            return denoiser
+        return LoopClock(denoiser, lambda seconds: self.watch.add("own", seconds), self._loop)
 
     def decoder(self) -> PixelDecoder | None:
         """That of the backend, watched."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_rt.bench import reading
-from diffusion_rt.bench.flags import ENGINES
+from diffusion_rt.bench.flags import ENGINES, IDLE, NULL
 from diffusion_rt.engines.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,9 +38,14 @@ def draw(benchmark: str, argv: Sequence[str]) -> int:
     """Measure drawing pictures, whole or by stage."""
     names = ("model", "against", *reading.CASE, "axes", "case-by-case", "engine", "device")
     found = reading.read(benchmark, argv, *names, *reading.RUNS)
-    idle = found.engine == "null"
+    idle = found.engine in (NULL, *IDLE)
     if idle:
         found.against = []
+    if found.engine in IDLE and (benchmark != "stages" or found.device == "cuda"):
+        raise BadInput(
+            f"--engine {found.engine} leaves our own time in a step on a GPU, without one: "
+            f"diffusion-rt bench stages --engine {found.engine}"
+        )
     reading.check_peers(found, reference=not idle)
     subject, cases = reading.subject_and_cases(found)
     origin = reading.origin(benchmark, found, subject)
@@ -83,6 +88,7 @@ def draw(benchmark: str, argv: Sequence[str]) -> int:
         if cuda and yardstick is None and reference is not None:
             yardstick = start("diffusers", DRAWERS["diffusers"], **theirs)
         kept = ("picture",) if cuda and benchmark == "end-to-end" else KEPT[benchmark]
+        kept = ("own",) if found.engine in IDLE else kept
         for group in [[case] for case in cases] if found.case_by_case else [cases]:
             raced = race(
                 contenders,

@@ -92,7 +92,9 @@ class Record:
         if self.unit == "ratio":
             middle, low, high = (f"{value:.2f}" for value in values)
             return f"{subject}{self.against} takes {middle} times as much ({low} to {high})"
-        scale, unit = (1e3, "ms") if self.unit == "s" else (1e-6, "MB")
+        scale, unit = (1e-6, "MB") if self.unit == "bytes" else (1e3, "ms")
+        if self.unit == "s" and self.spread.p50 < 1e-3:
+            scale, unit = 1e6, "µs"
         middle, low, high = (f"{value * scale:.2f}" for value in values)
         return f"{subject}{middle:>9} {unit} ({low} to {high}, n={self.spread.n})"
 

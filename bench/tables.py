@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from diffusion_rt.bench import gpu_tables
 from diffusion_rt.bench.contender import MEASURES
-from diffusion_rt.bench.flags import ENGINES
+from diffusion_rt.bench.flags import ENGINES, IDLE
 from diffusion_rt.bench.operators import ARITHMETIC, REST, STEP
 from diffusion_rt.bench.records import OURS, Record
 from diffusion_rt.bench.shelves import (
@@ -106,6 +106,9 @@ def summary(shelf: Shelf) -> Rows:
         if record.measure == "own" and record.setting.get("engine") == "null":
             size = record.setting["size"]
             add(f"the same at {size}, with an engine that computes nothing", record)
+    for record in shelf.all("stages", unit="s"):
+        if record.setting.get("engine") in IDLE:
+            add(f"the host's at {_captured(record)}", record)
     for record in shelf.all("export", unit="s"):
         model = record.setting["model"]
         add(f"export of `{model}`, without its check", record)
@@ -146,7 +149,8 @@ def stages(shelf: Shelf) -> Rows:
         if engine == "null" and record.measure != "own":
             continue  # what takes no arithmetic says nothing of the stages
         where = [str(setting["model"]), str(setting["size"]), engine]
-        cells = [*where, MEASURES[record.measure], count(record), amount(record)]
+        stage = _captured(record) if engine in IDLE else MEASURES[record.measure]
+        cells = [*where, stage, count(record), amount(record)]
         for peer in peers:
             cells += beside(shelf, record, record.measure, peer)
         rows.append(cells)
@@ -326,6 +330,13 @@ def _alone(shelf: Shelf, ours: Record) -> list[str]:
     if ours.setting.get("turns") == "apart" and theirs and theirs.spread and ours.spread:
         cells[1] = digits(theirs.spread.p50 / ours.spread.p50)
     return cells
+
+
+def _captured(record: Record) -> str:
+    """What our own time in a captured step is of, such as `1024x1024, euler, captured, …`."""
+    setting = record.setting
+    step = f"{setting['size']}, {setting['sampler']}, captured"
+    return f"{step}, over a driver that does nothing: {IDLE[str(setting['engine'])]}"
 
 
 def _memory(record: Record | None) -> str:

@@ -206,6 +206,8 @@ def summary() -> list[Record]:
         origin("step").record("evaluation", OURS, step, spread=spread([30.0])),
         shipped(0.0002, measure="own", benchmark="stages"),
         drawn(0.0005, measure="own", benchmark="stages", engine="null"),
+        drawn(0.000005, measure="own", benchmark="stages", engine="idle"),
+        drawn(0.00001, measure="own", benchmark="stages", engine="idle-cuda", sampler="euler-a"),
         origin("export").record("export", OURS, FULL, spread=spread([99.0])),
     ]
 
@@ -223,6 +225,10 @@ def test_the_summary_tells_the_main_case_and_everything_else() -> None:
         "| UNet of `full`, 512x512, with guidance, opened in turn | 30.0 s |",
         "| our time around the UNet in a step of the first row | 200 µs |",
         "| the same at 16x16, with an engine that computes nothing | 500 µs |",
+        "| the host's at 16x16, euler, captured, over a driver that does nothing: our own code | "
+        "5.00 µs |",
+        "| the host's at 16x16, euler-a, captured, over a driver that does nothing: our own code "
+        "and the driver's real bindings | 10.0 µs |",
         "| export of `full`, without its check | 99.0 s |",
     ):
         assert words in text
