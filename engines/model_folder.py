@@ -25,6 +25,8 @@ from diffusion_rt.engines.spec import Precision
 # slow. Package installers link files of this size out of their caches.
 MAX_LINKED = 64 << 20
 
+WEIGHTS = ".safetensors"
+
 _RESTORE = "restore it, or export the model again"
 
 
@@ -53,16 +55,24 @@ class ModelFolder:
         """The ONNX file of a graph; BadInput where it was not exported."""
         return self.path / self.variant(graph, precision).file
 
-    def verify(self, *, full: bool, progress: Progress | None = None) -> None:
+    def verify(
+        self, *, full: bool, weights: bool = True, progress: Progress | None = None
+    ) -> None:
         """Check every file against the manifest; BadInput names the first that differs.
 
         Without `full`, safetensors files are known by their size and table of tensors and all
         others by their sha256; with it all are hashed whole, and `progress` hears of the bytes.
+        Without `weights`, safetensors files may be anything, or missing.
         """
-        folders = {PurePosixPath(name).parent for name in self.manifest.files}
+        files = {
+            name: record
+            for name, record in self.manifest.files.items()
+            if weights or not name.endswith(WEIGHTS)
+        }
+        folders = {PurePosixPath(name).parent for name in files}
         for folder in {parent for path in folders for parent in (path, *path.parents)}:
             self._check_folder(self.path / folder)
-        for name, record in self.manifest.files.items():
+        for name, record in files.items():
             path = self.path / name
             self._check_quickly(path, record)
             if full:
@@ -98,8 +108,10 @@ class ModelFolder:
                 _compare(path, _table_sha256(file, path), record.table)
 
 
-def open_model(path: Path) -> ModelFolder:
+def open_model(path: Path, *, weights: bool = True) -> ModelFolder:
     """Open a model folder and check its files (see `ModelFolder.verify`, not full).
+
+    Without `weights` it is for what reads none: its safetensors files are not looked at.
 
     Raises BadInput where it is no exported model, where a file is missing, changed or a link, and
     where the manifest is broken or newer.
@@ -116,13 +128,13 @@ def open_model(path: Path) -> ModelFolder:
     content = read_bytes(folder / NAME, MAX_BYTES, follow_links=False)
     manifest = parse_manifest(content, str(path / NAME))
     model = ModelFolder(folder, manifest, hashlib.sha256(content).hexdigest())
-    model.verify(full=False)
+    model.verify(full=False, weights=weights)
     return model
 
 
 def record_of(path: Path, progress: Progress | None = None) -> FileRecord:
     """What the manifest will say of a file; a safetensors file's table is checked on the way."""
-    table = read_table(path).sha256 if path.suffix == ".safetensors" else None
+    table = read_table(path).sha256 if path.suffix == WEIGHTS else None
     return FileRecord(size=path.stat().st_size, sha256=sha256_of(path, progress), table=table)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from diffusion_rt.command import Parser, escaped
+from diffusion_rt.command import Parser, Partly, escaped
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.runtime.flags import add_flags, byte_size, request_of, whole
 from diffusion_rt.runtime.output import check_output
@@ -77,22 +77,29 @@ def generate(argv: Sequence[str]) -> int:
                 print(f"memory at most {forecast.told(found.memory)}", file=sys.stderr)
         with progress_bars(quiet=quiet) as progress:
             result = pipeline.generate(request, progress=progress)
-    paths = []
-    for path in save_pictures(
-        result.images,
-        found.output,
-        overwrite=found.overwrite,
-        strip_metadata=found.strip_metadata,
-    ):
-        paths.append(path)
-        if found.format == "text":
-            _print_name(path)
+    drawn: list[dict[str, str | int]] = []
+    try:
+        for path, seed, image in zip(
+            save_pictures(
+                result.images,
+                found.output,
+                overwrite=found.overwrite,
+                strip_metadata=found.strip_metadata,
+            ),
+            result.seeds,
+            result.images,
+            strict=True,
+        ):
+            named = {"file": str(path), "seed": seed, "width": image.width, "height": image.height}
+            drawn.append(named)
+            if found.format == "text":
+                _print_name(path)
+    except (Exception, KeyboardInterrupt) as error:
+        if found.format == "json":
+            raise Partly(images=drawn) from error
+        raise
     if found.format == "json":
         seconds = time.perf_counter() - started
-        drawn = [
-            {"file": str(path), "seed": seed, "width": image.width, "height": image.height}
-            for path, seed, image in zip(paths, result.seeds, result.images, strict=True)
-        ]
         print(json.dumps({"images": drawn, "engine": str(choice), "seconds": round(seconds, 3)}))
     return 0
 

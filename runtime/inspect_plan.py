@@ -1,6 +1,7 @@
 """What a picture of one size costs on a chip, from the plans of the native engine alone.
 
-No weight is read and no device is asked: an exported folder suffices, on any machine.
+No weight is read and no device is asked: an exported folder suffices, with or without its
+safetensors files, on any machine.
 """
 
 import re
@@ -52,7 +53,7 @@ def inspect_plan(
     if not 1 <= images <= MOST_IMAGES:
         raise BadInput(f"--batch {images}, wants 1 to {MOST_IMAGES} images")
     top = roof(chip)
-    folder = open_model(path)
+    folder = open_model(path, weights=False)
     defaults = folder.manifest.defaults
     size = size or Bucket(defaults.width, defaults.height)
     half = all("float16" in variants for variants in folder.manifest.graphs.values())

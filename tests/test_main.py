@@ -12,6 +12,7 @@ import pytest
 
 import diffusion_rt.__main__ as command
 from diffusion_rt import __version__
+from diffusion_rt.command import Partly
 from diffusion_rt.engines.errors import BadInput, Fault
 
 Standin = Callable[[BaseException | Callable[[Sequence[str]], int]], None]
@@ -143,6 +144,20 @@ def test_full_and_closed_streams() -> None:
     assert full.stderr == "diffusion-rt: error: no space left on device\n"
     closed = run('"$1" -m diffusion_rt --help >&- 2>&-')
     assert closed.returncode == 0
+    mute = run('"$1" -m diffusion_rt inspect nothing 2>/dev/full')
+    assert mute.returncode == 2
+
+
+def test_what_was_done_is_told_beside_the_failure(
+    standin: Standin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: Sequence[str]) -> int:
+        raise Partly(images=["a.png"]) from KeyboardInterrupt()
+
+    standin(run)
+    assert command.main(["generate", "--format=json"]) == 130
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"error": "interrupted", "status": 130, "images": ["a.png"]}
 
 
 def test_a_name_that_is_no_unicode_can_be_told() -> None:

@@ -6,18 +6,18 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from diffusion_rt import __version__
-from diffusion_rt.command import plain
+from diffusion_rt.command import Partly, plain
 from diffusion_rt.engines.errors import BadInput, Fault
 
 # Sub-command -> where it lives, and what it does.
@@ -95,9 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
+        done = error.done if isinstance(error, Partly) else {}
         status, message = explain(error)
         try:
-            _tell(message, status, as_json=_wants_json(arguments))
+            _tell(message, status, done, as_json=_wants_json(arguments))
             sys.stdout.flush()
         except OSError:  # standard output is full or gone; nothing is left to tell it to
             _abandon_output()
@@ -125,6 +126,8 @@ def _run(arguments: list[str]) -> int:
 def explain(error: BaseException) -> tuple[int, str]:
     """Exit status and one line for what ended a command."""
     match error:
+        case Partly(__cause__=BaseException() as cause):
+            return explain(cause)
         case BadInput():
             return 2, str(error)
         case Fault():
@@ -146,13 +149,35 @@ def explain(error: BaseException) -> tuple[int, str]:
     )
 
 
-def _tell(message: str, status: int, *, as_json: bool) -> None:
+def _tell(message: str, status: int, done: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"error": message, "status": status}))
+        print(json.dumps({"error": message, "status": status, **done}))
     elif status == 128 + signal.SIGINT:
         print(f"\ndiffusion-rt: {message}", file=sys.stderr)
     else:
         print(f"diffusion-rt: error: {plain(message)}", file=sys.stderr)
+
+
+class Unfailing:
+    """Standard error, of which nothing is lost but words where it is full or gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """All but writing is as the stream has it."""
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back, where that can be."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _open_streams() -> None:
@@ -163,6 +188,8 @@ def _open_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (open until the end)
         elif isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if name == "stderr":
+                sys.stderr = cast(TextIO, Unfailing(stream))
 
 
 def _abandon_output() -> None:

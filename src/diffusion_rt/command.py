@@ -12,6 +12,15 @@ _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories that 
 _LONGEST = 1000  # characters of one line of an error
 
 
+class Partly(Exception):
+    """What failed after something was done: the cause is the failure, `done` what JSON tells."""
+
+    def __init__(self, **done: Any) -> None:
+        """By name, as JSON can hold it."""
+        super().__init__()
+        self.done = done
+
+
 class Parser(argparse.ArgumentParser):
     """argparse in this program's manner: no abbreviations, errors as BadInput with the way out."""
 

@@ -34,6 +34,15 @@ def test_a_good_folder_opens(model: SmallModel) -> None:
     assert sum(heard) == sum(record.size for record in folder.manifest.files.values())
 
 
+def test_for_what_reads_no_weights_they_may_be_missing(model: SmallModel) -> None:
+    (model.path / WEIGHTS).unlink()
+    assert "no such file" in refusal(model.path)
+    assert open_model(model.path, weights=False).manifest.name == "small"
+    (model.path / "tokenizer/vocab.json").write_text("{}")
+    with pytest.raises(BadInput, match="vocab.json: 2 bytes long, the manifest says"):
+        open_model(model.path, weights=False)
+
+
 def test_a_linked_folder_opens_and_the_cache_key_is_that_of_its_manifest(
     model: SmallModel, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """`generate` from arguments to files: what it prints, where it writes, what it refuses early."""
 
+import errno
 import io
 import json
 import os
@@ -128,6 +129,31 @@ def test_json_is_one_object(folder: Path, capsys: pytest.CaptureFixture[str]) ->
         {"file": "é-2.png", "seed": 9, "width": 16, "height": 8},
     ]
     assert answer["engine"].startswith("ort on cpu")
+
+
+def test_json_tells_what_was_saved_before_a_failure(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = picture.save_png
+
+    def fills(image: Image.Image, path: Path, **options: Any) -> None:
+        if path.name == "a-3.png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(image, path, **options)
+
+    monkeypatch.setattr(picture, "save_png", fills)
+    argv = ["--output", "a.png", "--seed=5", "--images=4"]
+    assert main(["generate", "x", "--format", "json", *argv]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["error"] == "a-3.png: no space left on device"
+    assert answer["status"] == 2
+    saved = [(one["file"], one["seed"]) for one in answer["images"]]
+    assert saved == [("a-1.png", 5), ("a-2.png", 6)]
+    assert files(folder) == ["a-1.png", "a-2.png"]
+    assert main(["generate", "x", "--overwrite", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["a-1.png", "a-2.png"]
+    assert err.splitlines()[-1] == "diffusion-rt: error: a-3.png: no space left on device"
 
 
 def test_metadata_can_be_stripped(folder: Path) -> None:
@@ -319,6 +345,21 @@ def test_a_picture_from_the_model_that_ships_and_again_from_its_metadata(tmp_pat
     with Image.open(tmp_path / "picture-1.png") as first, Image.open(tmp_path / "again.png") as one:
         assert first.tobytes() == one.tobytes()
         assert first.info == one.info
+
+
+def test_a_full_standard_error_costs_no_picture(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        drawing = subprocess.run(
+            [sys.executable, "-P", "-m", "diffusion_rt", "generate", "x", "--steps=1"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            timeout=120,
+        )
+    assert (drawing.returncode, drawing.stdout) == (0, "picture-1.png\n")
+    assert files(tmp_path) == ["picture-1.png"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from support.unet_work import SDXL_BASE, unet_work
 
 SMALL = {"batch": 2, "height": 8, "width": 8, "tokens": 7}
 README = Path(__file__).parents[2] / "README.md"
+BARE = README.with_name("bench") / "graphs" / "sdxl-base.tar.xz"
 
 
 def test_the_count_is_that_of_the_published_unet() -> None:
@@ -229,6 +231,22 @@ def readme_block() -> str:
         re.DOTALL,
     )
     return str(block)
+
+
+def test_a_folder_without_its_weights_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graphs of SDXL that the GPU run brings have none, and are what README tells."""
+    with tarfile.open(BARE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert main(["inspect", str(tmp_path), "--plan", "--bucket", "1024x1024"]) == 0
+    told = capsys.readouterr().out.replace("sdxl-base, ", "sdxl, ", 1)
+    assert told.rstrip("\n") == readme_block()
+    assert main(["inspect", str(tmp_path)]) == 2, "what looks at weights misses them"
+    (tmp_path / "unet_step.float16.onnx").write_bytes(b"")
+    assert main(["inspect", str(tmp_path), "--plan"]) == 2
+    assert "the manifest says" in capsys.readouterr().err
 
 
 def test_the_figures_in_the_readme_are_those_of_sdxl() -> None:
