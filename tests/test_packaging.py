@@ -18,6 +18,11 @@ from packaging.requirements import Requirement
 from diffusion_rt.runtime.doctor import CORE, EXPORT, RUNTIMES
 
 ROOT = Path(__file__).parent.parent
+# What lies beside the package in the sdist: enough for `make picture`.
+BESIDE = (
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"),
+    *("constraints.txt", "pyproject.toml"),
+)
 FOLDERS = ("bench", "engines", "export", "kernels", "runtime")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Which modules an extra is to make run, and which packages bring what these import from outside.
@@ -51,7 +56,7 @@ def package_files() -> Iterator[str]:
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             yield str(path.relative_to(ROOT))
-    for shipped in ("runtime/models", "kernels/sources"):
+    for shipped in ("runtime/models", "kernels/sources", "bench/sources"):
         for path in (ROOT / shipped).rglob("*"):
             if path.is_file():
                 yield str(path.relative_to(ROOT))
@@ -64,7 +69,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("build")
     copy = folder / "copy"
     copy.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("MANIFEST.in", *BESIDE):
         shutil.copy(ROOT / name, copy)
     for name in ("src", *FOLDERS):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -90,8 +95,10 @@ def test_both_archives_hold_every_file(archives: tuple[Path, Path]) -> None:
     assert "runtime/models/shapes-xl/manifest.json" in wanted
     assert [name for name in wanted if f"diffusion_rt/{name}" not in packed] == []
     assert [name for name in wanted if f"src/diffusion_rt/{name}" not in shipped] == []
+    assert [name for name in BESIDE if name not in shipped] == []
     assert any(name.endswith("licenses/LICENSE") for name in packed)
     assert not any("tests" in name or "__pycache__" in name for name in packed)
+    assert not any(name.startswith("tests/") for name in shipped), "some would run, not all"
 
 
 def test_the_wheel_runs_without_any_of_its_dependencies(
