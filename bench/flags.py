@@ -179,6 +179,7 @@ ONE_PICTURE = "it draws one picture; end-to-end draws several together"
 ONE_STEP = "it times single evaluations of the UNet; stages times all that is around them"
 ONE_KERNEL = "it runs kernels, which know nothing of it"
 NO_PICTURE = "it draws nothing"
+CASES = ("sizes", "batches", "steps", "samplers")
 LACKING = {
     "startup": {"batches": ONE_PICTURE},
     "step": {"steps": ONE_STEP, "samplers": ONE_STEP},
@@ -194,8 +195,9 @@ LACKING = {
     },
     "export": {
         "against": "nobody else exports these graphs; export compares what they compute by itself",
-        **dict.fromkeys(("sizes", "batches", "steps", "samplers"), NO_PICTURE),
+        **dict.fromkeys(CASES, NO_PICTURE),
     },
+    "chip": dict.fromkeys(("model", "against", *CASES), "it measures the processor, not a model"),
     "build": {
         "against": "nobody else builds these engines; end-to-end measures what they are worth",
         "sizes": "engines are built for --buckets",

@@ -8,6 +8,8 @@ from diffusion_rt.bench.contender import Contender, Laps
 from diffusion_rt.bench.parity import Arrays, Gate
 from diffusion_rt.bench.records import ALL, OURS, Origin, Record
 from diffusion_rt.bench.spread import Spread, median, spread
+from diffusion_rt.command import escaped, shortened
+from diffusion_rt.engines.errors import Fault
 
 Tell = Callable[[str], None]
 Opener = Callable[[], Contender]
@@ -25,7 +27,12 @@ class Lane:
     rounds: list[Laps] = field(default_factory=list)  # the laps of each turn
     peak_rss: int | None = None
     peak_device: int | None = None
-    absent: str | None = None  # why it cannot do what was asked
+    absent: str | None = None  # why it cannot do what was asked, or how it failed
+
+    @property
+    def fit(self) -> bool:
+        """Whether it may be timed."""
+        return self.wrong is None and self.absent is None
 
     @property
     def measures(self) -> list[str]:
@@ -71,7 +78,8 @@ def race(
 
     A turn takes every case once, and in it each contender; every second turn begins with the last
     of them. So whatever the machine does in between meets all cases and all contenders alike. Each
-    is first held against what `reference` draws; None is for contenders that do no arithmetic.
+    is first held against what `reference` draws; None is for contenders that do no arithmetic. One
+    that fails there stops no other.
     `yardstick` is the reference in the contenders' shorter arithmetic: where it is given, twice its
     own error is allowed.
     """
@@ -85,11 +93,16 @@ def race(
         if yardstick is not None:
             allowed = Gate.twice(wanted, yardstick.run(case).arrays)
         for contender, lane in zip(contenders, lanes, strict=True):
-            lane.hold(allowed, wanted, contender.run(case).arrays)
+            try:
+                arrays = contender.run(case).arrays
+            except Fault as failed:
+                lane.absent = shortened(escaped(f"failed: {failed}"), 300)
+            else:
+                lane.hold(allowed, wanted, arrays)
     for turn in range(-warm_up, repeats):
         for case, lanes in zip(cases, found, strict=True):
             tell(f"{case}: " + (f"run {turn + 1} of {repeats}" if turn >= 0 else "warm-up"))
-            pairs = [pair for pair in zip(contenders, lanes, strict=True) if pair[1].wrong is None]
+            pairs = [pair for pair in zip(contenders, lanes, strict=True) if pair[1].fit]
             for contender, lane in pairs[:: -1 if turn % 2 else 1]:
                 seconds = contender.run(case).seconds
                 if turn >= 0:

@@ -55,9 +55,7 @@ class ModelFolder:
         """The ONNX file of a graph; BadInput where it was not exported."""
         return self.path / self.variant(graph, precision).file
 
-    def verify(
-        self, *, full: bool, weights: bool = True, progress: Progress | None = None
-    ) -> None:
+    def verify(self, *, full: bool, weights: bool = True, progress: Progress | None = None) -> None:
         """Check every file against the manifest; BadInput names the first that differs.
 
         Without `full`, safetensors files are known by their size and table of tensors and all

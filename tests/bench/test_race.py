@@ -1,5 +1,6 @@
 """Who runs when, who is not timed, and what the records of it say."""
 
+import json
 from functools import partial
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Outcome
 from diffusion_rt.bench.race import Lane, race, race_apart, records_of
-from diffusion_rt.bench.records import ALL, OURS
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.bench.records import ALL, OURS, parse
+from diffusion_rt.engines.errors import BadInput, Fault
+from diffusion_rt.engines.typed_json import encode
 from support.races import FakeContender, case, origin
 
 
@@ -80,6 +82,25 @@ def test_a_contender_that_draws_something_else_is_never_timed() -> None:
     assert wrong.spread is None
     assert "latents differ by" in str(wrong.wrong)
     assert {record.against for record in records} == {None, "diffusers"}
+
+
+def test_a_contender_that_fails_stops_no_other() -> None:
+    class Failing(FakeContender):
+        def run(self, case: Case) -> Outcome:
+            super().run(case)
+            raise Fault(f"compile: InductorError: no room\n{'x' * 300}")
+
+    log: list[str] = []
+    reference, failing = FakeContender("diffusers", log), Failing("compile", log)
+    lanes = run(FakeContender(OURS, log), failing, reference, reference=reference)
+    assert log.count("compile") == 1
+    assert [len(lane.rounds) for lane in lanes] == [2, 0, 2]
+    (told,) = (r for r in records_of(origin(), lanes, {}) if r.contender == "compile")
+    assert told.measure == ALL
+    assert str(told.absent).startswith(r"failed: compile: InductorError: no room\nxx")
+    assert parse(json.dumps(encode(told)).encode(), "told") == told, "a record that can be kept"
+    with pytest.raises(Fault):  # what all are held against
+        run(FakeContender(OURS, log), reference=failing)
 
 
 def test_nobody_is_compared_with_us_when_we_are_wrong() -> None:

@@ -28,7 +28,10 @@ def test_help_tells_what_is_taken_by_default(
     assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["end-to-end", "stages", "startup", "kernels", "export", "build"])
+@pytest.mark.parametrize(
+    "name",
+    ["end-to-end", "stages", "startup", "kernels", "export", "build", "step", "operators", "chip"],
+)
 def test_what_all_share_is_taken_or_refused_with_a_reason(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

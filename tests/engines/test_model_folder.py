@@ -39,7 +39,7 @@ def test_for_what_reads_no_weights_they_may_be_missing(model: SmallModel) -> Non
     assert "no such file" in refusal(model.path)
     assert open_model(model.path, weights=False).manifest.name == "small"
     (model.path / "tokenizer/vocab.json").write_text("{}")
-    with pytest.raises(BadInput, match="vocab.json: 2 bytes long, the manifest says"):
+    with pytest.raises(BadInput, match=r"vocab\.json: 2 bytes long"):
         open_model(model.path, weights=False)
 
 
