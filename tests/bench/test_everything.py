@@ -1,6 +1,7 @@
 """The one command for all CPU records: each of its own is understood, and a failure stops none."""
 
 import shlex
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -89,6 +90,30 @@ def test_the_end_says_what_became_of_each() -> None:
 def test_what_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(everything_module, "LONGEST", 0.01)
     assert everything_module.run(["report", "--check"], tmp_path) == 124
+
+
+def test_what_is_measured_is_this_very_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where it is found by a relative path, which the folder of the checkpoint has not."""
+    seen: dict[str, str] = {}
+
+    def ran(*_: object, env: dict[str, str], **__: object) -> object:
+        seen.update(env)
+        return subprocess.CompletedProcess([], 0)
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    monkeypatch.setenv("PYTHONPATH", "src")
+    assert everything_module.run(["chip"], tmp_path) == 0
+    first, *others = seen["PYTHONPATH"].split(":")
+    assert (Path(first) / "diffusion_rt" / "bench").samefile(
+        Path(everything_module.__file__).parent
+    )
+    assert Path(first).is_absolute()
+    assert others == ["src"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert everything_module.run(["chip"], tmp_path) == 0
+    assert seen["PYTHONPATH"] == first
 
 
 def test_the_command_tells_the_plan_and_the_end(
