@@ -77,7 +77,7 @@ def generate(argv: Sequence[str]) -> int:
                 print(f"memory at most {forecast.told(found.memory)}", file=sys.stderr)
         with progress_bars(quiet=quiet) as progress:
             result = pipeline.generate(request, progress=progress)
-    drawn: list[dict[str, str | int]] = []
+    drawn: list[dict[str, object]] = []
     try:
         for path, seed, image in zip(
             save_pictures(
