@@ -250,6 +250,8 @@ class IdleGraphs(Idle):
         variant = self._folder.variant(graph, precision or self._precision)
         return IdleEngine(variant.inputs, variant.outputs)
 
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None: ...
+
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int
     ) -> int:
