@@ -121,8 +121,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pack-weights",
         action="store_true",
         help="keep the weights as the GPU wants them too, in DIR/engines or the user's cache: as "
-        "many bytes on disk as in its memory (7 GB for SDXL), read at a start with 2.6 times less "
-        "work of the processor; 10 times less, and half the bytes, where the checkpoint is float32",
+        "many bytes on disk as in its memory (7 GB for SDXL), which a start reads without "
+        "arranging them; of a float32 checkpoint half the bytes",
     )
     add_tensorrt_arguments(parser.add_argument_group("for --engine trt"))
 

@@ -14,7 +14,7 @@ from diffusion_rt.runtime import cli
 from diffusion_rt.runtime.flags import FLAGS, request_of
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "engines/README.md")
 COMMAND = re.compile(
     r"^ *(?:\S+ \S+ \| )?(diffusion-rt (?:generate|export|build) .+)$", re.MULTILINE
 )
@@ -22,9 +22,10 @@ COMMAND = re.compile(
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text()
+    path = ROOT / document
+    text = path.read_text()
     targets = re.findall(r"\]\(([^)#]+)", text)
-    assert [t for t in targets if "://" not in t and not (ROOT / t).exists()] == []
+    assert [t for t in targets if "://" not in t and not (path.parent / t).exists()] == []
     headings = {re.sub(r"[^a-z -]", "", line.lower()).replace(" ", "-") for line in _headings(text)}
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
 
@@ -35,8 +36,14 @@ def _headings(text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "text",
-    [(ROOT / "README.md").read_text(), cli.GENERATE, export_cli.EXAMPLES, build_cli.EXAMPLES],
-    ids=["README", "generate", "export", "build"],
+    [
+        (ROOT / "README.md").read_text(),
+        (ROOT / "engines/README.md").read_text(),
+        cli.GENERATE,
+        export_cli.EXAMPLES,
+        build_cli.EXAMPLES,
+    ],
+    ids=["README", "engines", "generate", "export", "build"],
 )
 def test_commands_are_understood(text: str) -> None:
     lines = COMMAND.findall(text)
