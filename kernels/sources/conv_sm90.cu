@@ -91,7 +91,7 @@ struct Pixels {
 // grid: at most one block for each multiprocessor; boxes of the maps: 64 by box_width by box_height
 // by 1 of the sources [images, height, width, channels], 64 by TILE_COLUMNS / CLUSTER of the weight
 // [columns, taps channels], or [columns, 4 taps channels] if doubled
-extern "C" __global__ void OF_CLUSTER __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     conv_sm90(TENSOR_MAP(first), TENSOR_MAP(second), TENSOR_MAP(weight), const ELEMENT* bias,
               const ELEMENT* vector, const ELEMENT* residual, ELEMENT* output, float* partial,
               unsigned* arrived, int images, int columns, int channels, int first_channels,
@@ -120,4 +120,3 @@ extern "C" __global__ void OF_CLUSTER __launch_bounds__(kThreads, 1)
     multiply_tiles(source, weight, with, tiles);
 }
 HOST_KERNEL(conv_sm90)
-HOST_CLUSTER(CLUSTER)

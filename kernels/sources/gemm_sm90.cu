@@ -39,7 +39,7 @@ struct Rows {
 
 // grid: at most one block for each multiprocessor; boxes of the maps: 64 by TILE_ROWS of the
 // sources, 64 by TILE_COLUMNS / CLUSTER of the weight [columns, depth]
-extern "C" __global__ void OF_CLUSTER __launch_bounds__(kThreads, 1)
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
     gemm_sm90(TENSOR_MAP(first), TENSOR_MAP(second), TENSOR_MAP(weight), const ELEMENT* bias,
               const ELEMENT* vector, const ELEMENT* residual, ELEMENT* output, float* partial,
               unsigned* arrived, int rows, int columns, int depth, int first_depth, int image_rows,
@@ -59,4 +59,3 @@ extern "C" __global__ void OF_CLUSTER __launch_bounds__(kThreads, 1)
     multiply_tiles(source, weight, with, tiles);
 }
 HOST_KERNEL(gemm_sm90)
-HOST_CLUSTER(CLUSTER)

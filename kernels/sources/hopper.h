@@ -88,7 +88,6 @@ __device__ __forceinline__ void leave_cluster() {
     asm volatile("barrier.cluster.arrive.release;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
-#define HOST_CLUSTER(blocks)
 
 // A named barrier (1 to 15) of some of the block's warps.
 __device__ __forceinline__ void group_barrier(int name, int threads) {

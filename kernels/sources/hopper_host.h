@@ -223,7 +223,6 @@ static inline void cluster_barrier() {
                       "a barrier of the cluster that not all threads reach"});
 }
 static inline void leave_cluster() { cluster_barrier(); }
-#define HOST_CLUSTER(blocks) static const unsigned host_cluster = host::cluster_blocks = blocks;
 
 static inline void require_aligned(const void* memory) {
     host::require(host::window_address(memory) % 1024 == 0, "shared memory that is not aligned");

@@ -21,7 +21,6 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define __shared__ static __attribute__((section("shared_memory")))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
@@ -92,7 +91,7 @@ static unsigned block_number;  // of this launch, and never again of another
 alignas(1024) static char dynamic_memory[kMostCluster][kMostShared + kGuard];
 static char* dynamic_shared = dynamic_memory[0];  // of the block whose thread runs
 static size_t dynamic_bytes;
-static unsigned cluster_blocks = 1;  // as the kernel was compiled
+static unsigned cluster_blocks = 1;  // as the launch says
 // Two of each thread, by turns: who writes into the first again has seen all others at the second.
 alignas(16) static char slots[2][kMostThreads][kSlot];
 
@@ -290,16 +289,19 @@ static const char* run_cluster(const Index3& first, unsigned block_threads) {
     }
 }
 
-static const char* run_grid(const unsigned* grid, const unsigned* block, size_t shared_bytes) {
+static const char* run_grid(const unsigned* grid, const unsigned* block, const unsigned* cluster,
+                            size_t shared_bytes) {
     const char* order = getenv("HOST_CUDA_ORDER");
     backwards = order && !strcmp(order, "reverse");
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
+    // In any other cluster blocks run one after another, and none reaches into another's memory.
+    const bool along_x = cluster[1] == 1 && cluster[2] == 1 && cluster[0] <= kMostCluster;
+    cluster_blocks = along_x ? cluster[0] : 1;
     const unsigned threads = block[0] * block[1] * block[2];
     if (threads > kMostThreads) return "more threads in a block than any chip takes";
     if (cluster_blocks > 1 && (threads % kLanes || threads * cluster_blocks > kMostThreads))
         return "a cluster of more threads than there are fibres, or of parts of warps";
-    if (grid[0] % cluster_blocks) return "a grid that is no multiple of its clusters";
     if (shared_bytes > kMostShared) return "more shared memory in a block than any chip has";
     dynamic_bytes = shared_bytes;
     failure = nullptr;
@@ -334,11 +336,11 @@ struct Kernel {
 
 template <class... A>
 const char* launch(void (*function)(A...), const unsigned* grid, const unsigned* block,
-                   unsigned shared_bytes, void** arguments) {
+                   const unsigned* cluster, unsigned shared_bytes, void** arguments) {
     Kernel<A...> kernel{function, arguments};
     body = Kernel<A...>::run;
     body_arguments = &kernel;
-    return run_grid(grid, block, shared_bytes);
+    return run_grid(grid, block, cluster, shared_bytes);
 }
 
 template <class F>
@@ -379,8 +381,9 @@ static inline int atomicMin(int* address, int value) {
 // What the simulated drivers look for: the launch, and the sizes of the parameters.
 #define HOST_KERNEL(name)                                                                     \
     extern "C" const char* host_launch_##name(const unsigned* grid, const unsigned* block,    \
-                                              unsigned shared_bytes, void** arguments) {      \
-        return host::launch(name, grid, block, shared_bytes, arguments);                      \
+                                              const unsigned* cluster, unsigned shared_bytes, \
+                                              void** arguments) {                             \
+        return host::launch(name, grid, block, cluster, shared_bytes, arguments);             \
     }                                                                                         \
     extern "C" {                                                                              \
     extern const unsigned* const host_sizes_##name;                                           \

@@ -11,7 +11,8 @@
 // the last of a tile adds them in the order of the splits, so that every run gives the same bits.
 //
 // CLUSTER 2 sets two blocks side by side, whose tiles lie one below the other: each asks for half of
-// the block of W that both want, for both. A stage is empty then when all sixteen warps are done.
+// the block of W that both want, for both. A stage is empty then when all sixteen warps are done. The
+// launch says how large clusters are, and it alone: a driver may refuse what the image says already.
 //
 // With APART 1 each multiplying warpgroup takes tiles of its own, by turns: while one stores, the other
 // multiplies. One begins when the other has asked for its last product: earlier it could not tell
@@ -22,12 +23,6 @@
 #pragma once
 #include "epilogue_sm90.h"
 #include "hopper.h"
-
-#if CLUSTER > 1
-#define OF_CLUSTER __cluster_dims__(CLUSTER, 1, 1)
-#else
-#define OF_CLUSTER
-#endif
 
 enum {
     kDepth = 64,  // elements of a stage along the depth: 128 bytes, what a swizzle spans

@@ -96,6 +96,10 @@ def test_a_driver_can_compile_it_from_ptx_of_an_older_version(
     """The assembler holds the text to the version that it says it is of."""
     text = nvrtc.ptx(variant)
     assert b"\n.version 8.0\n" in text
+    # The launch says how large clusters are. Of a kernel that says it too a driver may answer
+    # CUDA_ERROR_NOT_PERMITTED: "if the value is set during compile time, it cannot be set at
+    # runtime" (cuda.h).
+    assert not re.search(rb"\.(req|max)ncta|\.explicitcluster|\.maxclusterrank", text)
     assert b"\n.target sm_90a\n" in text
     found = facts(assemble(text, "90a"), variant.kernel)
     # This assembler compiles parts of programs, where it ignores setmaxnreg: what wants registers

@@ -6,8 +6,7 @@
 // Each block of a cluster asks for half of a box of 16 rows, for both: out [blocks, 2048] bytes.
 // `which` is a rule to break: 1 the second block leaves early, 2 they do not wait for one another's
 // barriers to begin, 3 one arrives at a place that is no shared memory of the other.
-extern "C" __global__ void __cluster_dims__(2, 1, 1)
-    probe_cluster(TENSOR_MAP(map), int which, unsigned char* out) {
+extern "C" __global__ void probe_cluster(TENSOR_MAP(map), int which, unsigned char* out) {
     DYNAMIC_SHARED(shared);
     Barrier* barrier = reinterpret_cast<Barrier*>(shared);
     const int rank = blockIdx.x % 2;
@@ -27,4 +26,3 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1)
     if (which != 1 || rank == 0) cluster_barrier();
 }
 HOST_KERNEL(probe_cluster)
-HOST_CLUSTER(2)

@@ -68,6 +68,7 @@ def run(tactic: TiledProduct | TiledConvolution, operands: Operands) -> None:
     trouble = start(
         three(*launch.grid),
         three(*launch.block),
+        three(1, 1, 1),
         ctypes.c_uint(launch.shared_bytes),
         ctypes.c_void_p(packed.address),
     )

@@ -41,8 +41,8 @@ static const size_t DEVICE_BYTES = (size_t)1 << 30;
 
 #include "stub_layout.h"
 
-typedef const char *(*HostKernel)(const unsigned *grid, const unsigned *block, unsigned shared,
-                                  void **arguments);
+typedef const char *(*HostKernel)(const unsigned *grid, const unsigned *block,
+                                  const unsigned *cluster, unsigned shared, void **arguments);
 typedef struct {
     HostKernel run;
     const unsigned *sizes;
@@ -56,7 +56,7 @@ typedef struct Node {
     size_t size;
     int byte;
     Function *function;
-    unsigned grid[3], block[3], shared;
+    unsigned grid[3], block[3], cluster[3], shared;
     char cells[MAX_ARGUMENTS][128];
     struct Node *next;
 } Node;
@@ -203,7 +203,8 @@ static int run(Node *n) {
     if (n->kind == LAUNCH) {
         void *arguments[MAX_ARGUMENTS];
         for (int i = 0; n->function->sizes[i]; i++) arguments[i] = n->cells[i];
-        if (n->function->run(n->grid, n->block, n->shared, arguments)) return lost = LAUNCH_FAILED;
+        if (n->function->run(n->grid, n->block, n->cluster, n->shared, arguments))
+            return lost = LAUNCH_FAILED;
         return OK;
     }
     if (!reachable(n->to, n->size) || (n->kind == COPY && !reachable(n->from, n->size)))
@@ -562,7 +563,10 @@ int cuLaunchKernelEx(const LaunchConfig *c, Function *f, void **arguments, void 
     STREAM(c->stream);
     if (extra || (int)c->shared > f->shared || c->count > 8) return INVALID_VALUE;
     if (!f->loaded) return FUNCTION_NOT_LOADED;
-    Node node = {.kind = LAUNCH, .function = f, .shared = c->shared};
+    Node node = {.kind = LAUNCH, .function = f, .cluster = {1, 1, 1}, .shared = c->shared};
+    for (unsigned i = 0; i < c->count; i++)
+        if (c->attributes[i].id == CLUSTER_DIMENSION)
+            memcpy(node.cluster, &c->attributes[i].value, sizeof node.cluster);
     memcpy(node.grid, c->grid, sizeof node.grid);
     memcpy(node.block, c->block, sizeof node.block);
     for (int i = 0; f->sizes[i]; i++) memcpy(node.cells[i], arguments[i], f->sizes[i]);

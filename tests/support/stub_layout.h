@@ -1,6 +1,8 @@
 /* The structures of the driver's interface that stub_driver.c reads, laid out as in cuda.h. */
 #pragma once
 
+enum { CLUSTER_DIMENSION = 4 }; /* an attribute of a launch */
+
 typedef struct {
     int id;
     char pad[4];

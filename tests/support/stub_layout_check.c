@@ -5,6 +5,7 @@
 #include "stub_layout.h"
 
 #define SAME(mine, theirs) _Static_assert((mine) == (theirs), #theirs)
+SAME(CLUSTER_DIMENSION, CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
 SAME(sizeof(Attribute), sizeof(CUlaunchAttribute));
 SAME(offsetof(Attribute, value), offsetof(CUlaunchAttribute, value));
 SAME(sizeof(LaunchConfig), sizeof(CUlaunchConfig));

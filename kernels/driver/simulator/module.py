@@ -74,6 +74,7 @@ def host_library(image: bytes) -> Lookup:
             trouble = function(
                 size(*launch.grid),
                 size(*launch.block),
+                size(*(launch.cluster or (1, 1, 1))),
                 ctypes.c_uint(launch.shared_bytes),
                 ctypes.c_void_p(packed.address),
             )
