@@ -256,6 +256,7 @@ def test_a_step_is_captured_and_replayed_after_the_arena_has_moved(model: ModelF
 
     first = captured()
     generation = engine.generation
+    engine.enqueue(stream)  # and is under way when the memory is taken away
     other = graphs.open("unet_timestep")
     bind(gpu, other, 300)
     assert engine.generation != generation
