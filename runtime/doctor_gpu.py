@@ -10,16 +10,17 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion_rt.engines.cache_folder import cache_path
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.again import build_command
 from diffusion_rt.engines.trt.key import Machine
 from diffusion_rt.engines.trt.library import OLDEST
 from diffusion_rt.engines.trt.library import version_of as numbers_of
-from diffusion_rt.engines.trt.places import folders_of
+from diffusion_rt.engines.trt.places import folders_of, latest_first
 from diffusion_rt.engines.trt.plan_file import (
     NotOurs,
     PlanHeader,
@@ -113,11 +114,11 @@ def plans(folder: Path) -> list[Finding]:
     findings = [Finding("ok", "model", f"{model.manifest.name}, {count} files as they were made")]
     places = folders_of(model)
     if not places:
-        fix = f"for --engine trt: {_build(model)}"
+        fix = f"for --engine trt: {build_command(model)}"
         findings.append(Finding("absent", "engines", "none built", fix))
     machine = this_machine() if places else None
-    for place in places:
-        findings += _plans_in(place, model, machine)
+    for kind in dict.fromkeys(place.name for place in places):
+        findings += _plans_in([place for place in places if place.name == kind], model, machine)
     return findings
 
 
@@ -138,39 +139,59 @@ def this_machine() -> Machine | None:
     )
 
 
-def _plans_in(place: Path, model: ModelFolder, machine: Machine | None) -> list[Finding]:
+def _plans_in(places: list[Path], model: ModelFolder, machine: Machine | None) -> list[Finding]:
     """One line for the plans of one kind of GPU, and one for each reason why some cannot be used.
 
-    Where there is no such machine here, they are held against the one that they were built on.
+    They lie in the model's folder, the cache, or both. Where there is no such machine here, they
+    are held against the one that they were built on.
     """
     headers: dict[str, PlanHeader] = {}
     wrong: dict[str, list[BadInput]] = {}
     lacking = []
     for graph in model.manifest.graphs:
-        path = plan_path(place, graph)
-        try:
-            header = read_header(place, graph)
-            if header is None:
-                lacking.append(graph)
+        there = [p for p in latest_first(places, graph) if os.path.lexists(plan_path(p, graph))]
+        if not there:
+            lacking.append(graph)
+        for place in there:
+            path = plan_path(place, graph)
+            try:
+                header = read_header(place, graph)
+                if header is None:  # gone since
+                    continue
+                check_usable(header, path, model, machine or header.key.machine)
+                read_header(place, graph, ours=True)
+            except BadInput as error:
+                wrong.setdefault(str(error).replace(str(path), ""), []).append(error)
                 continue
-            check_usable(header, path, model, machine or header.key.machine)
-            read_header(place, graph, ours=True)
-        except BadInput as error:
-            wrong.setdefault(str(error).replace(str(path), ""), []).append(error)
-            continue
-        headers[graph] = header
+            headers[graph] = header
+            break
     findings = [_unusable(errors, model) for errors in wrong.values()]
     if headers:
-        findings.insert(0, Finding("ok", f"engines {place.name}", _summary(headers)))
-    if lacking and headers:
-        found = f"{place}: none of {', '.join(lacking)}"
-        findings.append(Finding("absent", "engines", found, _build(model)))
+        findings.insert(0, Finding("ok", f"engines {places[0].name}", _summary(headers)))
+        unfinished = [f"none of {', '.join(lacking)}"] if lacking else []
+        unfinished += _sizes_lacking(headers)
+        if unfinished:
+            found = f"{places[0].name}: {'; '.join(unfinished)}"
+            findings.append(Finding("absent", "engines", found, build_command(model, headers)))
     return findings
+
+
+def _sizes_lacking(headers: Mapping[str, PlanHeader]) -> list[str]:
+    """Sizes of the UNet that the VAE lacks, as a build that ended early leaves it."""
+    step = headers.get("unet_step")
+    wanted = [profile.name for profile in step.key.profiles] if step else []
+    found = []
+    for graph in ("vae_decoder", "vae_encoder"):
+        if graph in headers:
+            have = {profile.name for profile in headers[graph].key.profiles}
+            if lost := [name for name in wanted if name not in have]:
+                found.append(f"{graph} is not built for {_some(lost)}, as unet_step is")
+    return found
 
 
 def _unusable(errors: Sequence[BadInput], model: ModelFolder) -> Finding:
     """What is to be said of plans that all have the same fault."""
-    first, more, fix = errors[0], len(errors) - 1, _build(model)
+    first, more, fix = errors[0], len(errors) - 1, build_command(model)
     if isinstance(first, NotOurs):
         fix = f"where you trust its builder: diffusion-rt generate --trust; else {fix}"
     return Finding("absent", "engines", f"{first} (and {more} more)" if more else str(first), fix)
@@ -183,9 +204,12 @@ def _summary(headers: dict[str, PlanHeader]) -> str:
     step = headers.get("unet_step")
     if step is not None:
         names = [profile.name for profile in step.key.profiles]
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        words += [step.key.edits.arithmetic, shown]
+        words += [step.key.edits.arithmetic, _some(names)]
     return ", ".join(words)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _try_tensorrt() -> tuple[str | None, str]:
@@ -201,10 +225,6 @@ def _try_tensorrt() -> tuple[str | None, str]:
         return done.stdout.strip(), ""
     lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
     return None, f"cannot be loaded: {lines[-1]}"
-
-
-def _build(model: ModelFolder) -> str:
-    return f"diffusion-rt build {shlex.quote(str(model.path))} --engine trt"
 
 
 CHECKS: Sequence[Check] = (cuda_python, kernel_compiler, kernel_cache, tensorrt)

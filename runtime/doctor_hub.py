@@ -36,7 +36,8 @@ def hub_settings() -> list[Finding]:
         words.append(f"HF_ENDPOINT={_shown(parts)}")
     if os.environ.get("HF_TOKEN"):
         words.append("HF_TOKEN is set")
-    return [Finding("ok", "hub", "; ".join(words) or "default settings")]
+    asked = "" if offline() else "; whether it answers, --online asks it"
+    return [Finding("ok", "hub", ("; ".join(words) or "default settings") + asked)]
 
 
 def hub_online(*, seconds: float = SECONDS, patience: float = PATIENCE) -> list[Finding]:

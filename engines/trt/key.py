@@ -1,14 +1,15 @@
 """The key of a plan: everything it depends on, and what is said where two keys differ."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated
 
 from diffusion_rt.engines.trt.options import BuilderOptions, Edits
 from diffusion_rt.engines.trt.profiles import Profile
-from diffusion_rt.engines.typed_json import Between, Line, RelativePath, Sha256, Word, encode
+from diffusion_rt.engines.typed_json import Between, Line, RelativePath, Sha256, Word
+
+RECIPE = 1
+"""How `builder.py` and `network.py` set TensorRT up: raised whenever they do it in another way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """Everything a plan depends on: the same key, the same plan.
+    """Everything a plan depends on: equal keys, the same plan.
 
     Weights are part of it for a stripped plan too: `REFIT_IDENTICAL` promises TensorRT the very
     weights that it saw when it built.
@@ -37,12 +38,8 @@ class Key:
     plugin: Sha256 | None  # of the attention kernel, where it takes part
     profiles: tuple[Profile, ...]
     builder: BuilderOptions
+    recipe: Annotated[int, Between(1, 1 << 30)] = RECIPE
     machine: Machine
-
-    def digest(self) -> str:
-        """The sha256 of all of it."""
-        text = json.dumps(encode(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(have: Key, want: Key) -> list[str]:
@@ -59,7 +56,9 @@ def differences(have: Key, want: Key) -> list[str]:
         found += _fields_differ(getattr(have, part), getattr(want, part))
     if have.plugin != want.plugin:
         found.append("the attention kernel changed")
-    if have.network != want.network and not found:
+    if have.recipe != want.recipe:
+        found.append("this diffusion-rt builds in another way")
+    if have != want and not found:
         found.append("this diffusion-rt prepares the graph in another way")
     return found
 
@@ -81,10 +80,12 @@ def _word(value: object) -> str:
 
 def _profiles_differ(have: tuple[Profile, ...], want: tuple[Profile, ...]) -> str:
     before, after = ({p.name: p.sizes for p in profiles} for profiles in (have, want))
-    if gone := [name for name in before if name not in after]:
-        return f"sizes: {_some(gone)} no longer wanted"
-    if new := [name for name in after if name not in before]:
-        return f"sizes: {_some(new)} not in the plan"
+    gone = [name for name in before if name not in after]
+    new = [name for name in after if name not in before]
+    told = [f"{_some(gone)} no longer wanted"] if gone else []
+    told += [f"{_some(new)} not in the plan"] if new else []
+    if told:
+        return f"sizes: {', '.join(told)}"
     for name, sizes in after.items():
         for symbol, size in sizes.items():
             if before[name].get(symbol) != size:

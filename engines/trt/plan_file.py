@@ -44,7 +44,7 @@ from diffusion_rt.engines.typed_json import (
 )
 
 MAGIC = b"DRT-PLAN"
-VERSION = 2
+VERSION = 3
 PAGE = 4096
 MAX_HEADER = 4_000_000
 MAX_PLAN = 1 << 40

@@ -1,7 +1,9 @@
 """The sub-command `build`: what it prints, what it keeps, what it says when it cannot."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +20,8 @@ from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver.simulator import Simulator
 from diffusion_rt.runtime.pipeline import SHIPPED
-from support.simulated_build import in_place_of_tensorrt
-from support.simulated_tensorrt.build import BUILDS
+from support.simulated_build import files_in, in_place_of_tensorrt
+from support.simulated_tensorrt.build import BUILDS, Builder
 from support.simulated_tensorrt.enums import BuilderFlag
 from support.simulated_tensorrt.rules import attach
 
@@ -151,6 +153,31 @@ def test_flags_that_are_wrong(
     assert words in err
     assert len(err.splitlines()) == 1
     assert not (model / "engines").exists()
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_so(
+    model: Path, device: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal, while TensorRT is at work on the third engine in a thread of its own."""
+    plain, begun = Builder.build_serialized_network, list[int]()
+
+    def interrupted(self: Builder, network: Any, config: Any) -> Any:
+        begun.append(1)
+        if len(begun) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(self, network, config)
+
+    monkeypatch.setattr(Builder, "build_serialized_network", interrupted)
+    arguments: list[str | Path] = [model, "--engine", "trt"]
+    status, out, err = run(arguments, capsys)
+    assert (status, out) == (130, "")
+    assert err.strip().splitlines()[-1] == "diffusion-rt: interrupted"
+    (folder,) = (model / "engines" / "trt").iterdir()
+    assert files_in(folder) == ["text_encoder.plan", "text_encoder_2.plan"]
+    monkeypatch.setattr(Builder, "build_serialized_network", plain)
+    status, out, err = run(arguments, capsys)
+    assert status == 0
+    assert [line.split()[3] for line in out.splitlines()[:2]] == ["kept,", "kept,"]
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

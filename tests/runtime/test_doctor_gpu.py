@@ -1,15 +1,18 @@
 """What the engines of a GPU need: each thing missing, and what to type about it."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diffusion_rt.__main__ import main
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.trt.buckets import parse_buckets
 from diffusion_rt.engines.trt.build import build
 from diffusion_rt.runtime import doctor_gpu
 from diffusion_rt.runtime.finding import Finding
@@ -119,6 +122,7 @@ def test_the_engines_of_a_model(model: ModelFolder, monkeypatch: Patch) -> None:
     for words in ("3 plans", "for simulator", "TensorRT 11.4.0.106", "float32", "128x128, 96x160"):
         assert words in there.found
     assert "none of text_encoder, text_encoder_2, unet_timestep" in lacking.found
+    assert lacking.fix.startswith(f"{build_command} --buckets 128x128,96x160 --batch 1:1:3 ")
     with monkeypatch.context() as other:
         other.setenv("XDG_CACHE_HOME", str(model.path.parent / "somebody else's"))
         foreign = doctor_gpu.plans(model.path)[1]
@@ -130,6 +134,26 @@ def test_the_engines_of_a_model(model: ModelFolder, monkeypatch: Patch) -> None:
     damaged = doctor_gpu.plans(model.path)[2]
     assert "unet_step.plan cannot be used" in damaged.found
     assert damaged.fix == build_command
+
+
+def test_engines_of_an_interrupted_build_in_two_folders(
+    model: ModelFolder, monkeypatch: Patch
+) -> None:
+    """What was built first lies in the model's folder, which cannot be written any more."""
+    more = replace(COVERAGE, buckets=parse_buckets("128x128,96x160,64x64"))
+    graphs = ["unet_step", "vae_decoder"]
+    with tensorrt_on("simulated") as gpu:
+        build(model, COVERAGE, PLAIN, device=gpu.device, made_by="tests", graphs=graphs)
+        with monkeypatch.context() as patch:
+            own = model.path
+            patch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(own))
+            build(model, more, PLAIN, device=gpu.device, made_by="tests", graphs=graphs[:1])
+    _, there, unfinished = doctor_gpu.plans(model.path)
+    assert (there.state, there.subject) == ("ok", "engines sm_90-simulator")
+    assert "2 plans" in there.found
+    assert "128x128, 96x160, 64x64" in there.found
+    assert "vae_decoder is not built for 64x64, as unet_step is" in unfinished.found
+    assert "--buckets 128x128,96x160,64x64" in unfinished.fix
 
 
 HERE = Driver("580.1", (13, 0), (Device("simulator", (9, 0), 1 << 30, None),))
