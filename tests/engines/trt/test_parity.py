@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,33 @@ def test_every_output_is_that_of_onnx_runtime(
     write((kept if kind == "real" else tmp_path) / RECORDS, lines)
     assert found.keys() == results[0][2].keys()
     assert all(found.values()), lines
+
+
+def test_the_record_of_a_real_one_is_written(tmp_path: Path) -> None:
+    """By `pytest -m trt`, as on a machine that has all: here the simulated one stands for it."""
+    here = str(Path(__file__))
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "trt"]
+    command += ["-p", "support.as_real", "-k", "text_encoder_2 or unet_prompt", here]
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), *filter(None, sys.path)])
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths, "DIFFUSION_RT_TEST_RESULTS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "4 passed" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / RECORDS).read_text().splitlines()]
+    assert {(line["graph"], line["build"]) for line in lines} == {
+        (graph, build) for graph in ("text_encoder_2", "unet_prompt") for build in BUILDS
+    }
+    for line in lines:
+        assert line["device"] == "simulator"
+        assert line["mean"] <= line["max"] <= CLOSE[line["build"]] * line["largest"]
+        assert (line["psnr"] is None) == (line["max"] == 0)
 
 
 def test_the_records_of_benchmarks_can_still_be_read(tmp_path: Path) -> None:
