@@ -14,11 +14,14 @@ import diffusion_rt
 
 SDXL = "sdxl"  # the folder of the generated checkpoint, where all of this is done
 
+# Of growth what torch.compile, which takes minutes for each, is measured at.
+FEWER = "--sizes 64x64,128x128,256x256 --batches 1,4 --axes"
+
 # What each benchmark takes on two cores of an AMD EPYC of 2.6 GHz, in minutes.
 # In this order: what is most asked for first, the roof right behind the step that lies under it.
 COMMANDS = {
     "end-to-end --setting growth --against diffusers": 3,
-    "end-to-end --sizes 64x64,128x128,256x256 --batches 1,4 --axes --against diffusers,compile": 10,
+    f"end-to-end {FEWER} --against diffusers,compile,ort": 10,
     "stages --against diffusers,compile": 2,
     "stages --engine null --sizes 1024x1024": 0.2,
     "stages --engine idle --sizes 1024x1024 --samplers euler,euler-a --repeats 100": 0.2,

@@ -122,7 +122,8 @@ FLAGS = {
     "against": Flag(
         several(peer),
         "NAMES",
-        f"of {', '.join(PEERS)}; compile takes minutes, and on a CPU g++; default: diffusers",
+        f"of {', '.join(PEERS)}; compile takes minutes, and on a CPU g++, ort is ONNX Runtime by "
+        "itself; default: diffusers",
         ["diffusers"],
     ),
     "sizes": Flag(several(size), "WIDTHxHEIGHT,…", MODEL),

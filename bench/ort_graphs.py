@@ -1,8 +1,9 @@
-"""ONNX Runtime's CUDA provider as it is fastest: arrays that stay on the GPU, captured graphs.
+"""ONNX Runtime by itself, on our graphs: its own options, bound arrays, and graphs on a GPU.
 
-Our own engine `ort` hands it the host's arrays, which it copies at every run. Here each input and
-output has its place on the device, only what has changed is copied, and every graph is captured at
-its first runs where the provider allows it (each node on the GPU).
+Our engine `ort` chooses its session's options and hands it the host's arrays. Here ONNX Runtime has
+the options it takes by default, and each input and output its place on the device, as its
+documentation has it for speed; only what has changed is copied. On a GPU every graph is captured at
+its first runs where the CUDA provider allows it (each node on the GPU).
 """
 
 import sys
@@ -29,7 +30,7 @@ CONSTANT = "unet_prompt"
 
 
 class OrtGraphs(Ours):
-    """`Pipeline.generate` on the CUDA provider of ONNX Runtime."""
+    """`Pipeline.generate` on ONNX Runtime as it is, on its CUDA provider or a CPU."""
 
     name = "ort"
 
@@ -57,8 +58,8 @@ class GraphBackend:
 
     @property
     def name(self) -> str:
-        """Such as `ort (cuda, graphs)`."""
-        return f"ort ({self._device}, graphs)"
+        """Such as `ort (cuda, bound)`."""
+        return f"ort ({self._device}, bound)"
 
     def load(self, graph: str, precision: Precision | None = None) -> Engine:
         """One graph: float16 on a GPU, but for a VAE that would overflow in it."""

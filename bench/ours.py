@@ -33,6 +33,7 @@ class Ours:
     """`Pipeline.generate`, warm: engines stay open from one case to the next."""
 
     name = "diffusion-rt"
+    _idle = False
 
     def __init__(
         self,

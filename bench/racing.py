@@ -31,6 +31,7 @@ UNETS = {
     "diffusers": "diffusion_rt.bench.unet_alone:DiffusersUnet",
     "diffusion-rt": "diffusion_rt.bench.unet_alone:OurUnet",
     "compile": "diffusion_rt.bench.unet_alone:CompiledUnet",
+    "ort": "diffusion_rt.bench.unet_alone:OrtUnet",
 }
 
 
@@ -76,8 +77,8 @@ def draw(benchmark: str, argv: Sequence[str]) -> int:
             more = {**theirs, "dtype": "float32"} if cuda else {}
             reference = start("diffusers", DRAWERS["diffusers"], **more)
         for peer in found.against:
-            if peer == "ort" and cuda:
-                contenders.append(start(peer, ORT_GRAPHS))
+            if peer == "ort":
+                contenders.append(start(peer, ORT_GRAPHS, device=found.device or "cpu"))
             elif peer in ENGINES:
                 contenders.append(start(peer, OUR_DRAWER, engine=peer, **ours))
             elif peer == "diffusers" and reference is not None and not cuda:
@@ -123,7 +124,8 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
 
     found = reading.read(benchmark, argv, "model", "against", *names, *reading.RUNS, add=add)
     if not set(found.against) <= set(UNETS):
-        raise BadInput(f"--against: step knows diffusers and compile, not {found.against[-1]}")
+        unknown = next(name for name in found.against if name not in UNETS)
+        raise BadInput(f"--against: step knows diffusers, compile and ort, not {unknown}")
     reading.check_peers(found, reference=True)
     subject, cases = reading.subject_and_cases(found)
     if subject.absent is not None:
@@ -131,6 +133,7 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
     origin = reading.origin(benchmark, found, subject)
 
     from diffusion_rt.bench.race import race, race_apart, records_of
+    from diffusion_rt.bench.records import OURS
     from diffusion_rt.bench.running import keep, telling
     from diffusion_rt.bench.unet_alone import work_of
     from diffusion_rt.bench.worker import Worker
@@ -139,7 +142,7 @@ def step(benchmark: str, argv: Sequence[str]) -> int:
     openers: dict[str, Opener] = {
         name: partial(Worker, name, factory, **common)
         for name, factory in UNETS.items()
-        if name != "compile" or name in found.against
+        if name in ("diffusers", OURS) or name in found.against
     }
     with ExitStack() as stack, telling() as tell:
         opened: list[Contender] = []

@@ -107,8 +107,8 @@ def check_peers(found: argparse.Namespace, *, reference: bool) -> None:
     compiles = "compile" in found.against and getattr(found, "device", "cpu") != "cuda"
     if compiles and not any(map(shutil.which, ("g++", "clang++"))):
         raise BadInput("--against compile: torch.compile needs a C++ compiler; install g++")
-    ours = getattr(found, "engine", None) or "ort"
-    if ours in found.against:
+    ours = getattr(found, "engine", None)
+    if ours in found.against and ours != "ort":
         raise BadInput(
             f"--against {ours}: that is the engine that is measured, and nobody else here drives "
             "the same library; leave it out, or measure another with --engine"

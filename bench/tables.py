@@ -24,7 +24,12 @@ from diffusion_rt.bench.shelves import (
 )
 
 EAGER, COMPILED = "diffusers", "compile"
-NAMES = {OURS: "diffusion-rt", EAGER: "diffusers", COMPILED: "torch.compile"}
+NAMES = {
+    OURS: "diffusion-rt",
+    EAGER: "diffusers",
+    COMPILED: "torch.compile",
+    "ort": "ONNX Runtime",
+}
 SHOWN = ("onnxruntime", "onnxruntime-gpu", "torch", "diffusers")  # versions under a table
 # What the summary tells of drawing, by name: the model that ships at its own settings, the largest
 # size and the most images that it is measured at.

@@ -15,11 +15,13 @@ from diffusion_rt.bench import gpu_shapes
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.contender import Clock, Outcome, Watch, own_peak_rss
 from diffusion_rt.bench.gpu_chip import own_peak_device
+from diffusion_rt.bench.ort_graphs import GraphBackend
 from diffusion_rt.engines import strict_json
 from diffusion_rt.engines.artefact import read_bytes
 from diffusion_rt.engines.choose import open_backend
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.model_folder import open_model
+from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.export.checkpoint import MAX_JSON
 from diffusion_rt.runtime.conditioning import Conditioning
 from diffusion_rt.runtime.unet import Unet
@@ -61,7 +63,7 @@ class OurUnet:
         self, *, model: Path, threads: int, engine: str = "ort", clock: Clock = time.perf_counter
     ) -> None:
         """Open the three graphs."""
-        backend = open_backend(open_model(model), engine, threads=threads)
+        backend = self._open(open_model(model), engine, threads)
         self._engines = [backend.load(f"unet_{part}") for part in ("prompt", "timestep", "step")]
         self._unet = Unet(*self._engines)
         self._clock = clock
@@ -96,6 +98,18 @@ class OurUnet:
         """Close the graphs."""
         for engine in self._engines:
             engine.close()
+
+    def _open(self, folder: ModelFolder, engine: str, threads: int) -> Backend:
+        return open_backend(folder, engine, threads=threads)
+
+
+class OrtUnet(OurUnet):
+    """The same graphs on ONNX Runtime by itself, as `ort_graphs` has it."""
+
+    name = "ort"
+
+    def _open(self, folder: ModelFolder, engine: str, threads: int) -> Backend:
+        return GraphBackend(folder, threads, "cpu")
 
 
 class DiffusersUnet:

@@ -65,9 +65,12 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         (["export", "--model", "MODEL", "--keep", "x"], "leave --architecture and --keep"),
         (
             ["step", "--against", "diffusers,trt"],
-            "--against: step knows diffusers and compile, not trt",
+            "--against: step knows diffusers, compile and ort, not trt",
         ),
-        (["stages", "--against", "ort"], "--against ort: that is the engine that is measured"),
+        (
+            ["stages", "--engine", "native", "--against", "native"],
+            "--against native: that is the engine that is measured",
+        ),
         (["kernels", "--model", "MODEL"], "add --sizes"),
         (["report", "--output", "nowhere"], "nowhere: no such folder"),
     ],

@@ -7,7 +7,7 @@ from diffusion_rt.bench.contender import Outcome
 from diffusion_rt.bench.ours import Ours
 from diffusion_rt.bench.peers import Diffusers
 from diffusion_rt.bench.race import race
-from diffusion_rt.bench.unet_alone import DiffusersUnet, OurUnet
+from diffusion_rt.bench.unet_alone import DiffusersUnet, OrtUnet, OurUnet
 from diffusion_rt.engines.errors import BadInput
 from support.exported import ExportedModel
 from support.races import case
@@ -57,14 +57,16 @@ def test_a_sampler_that_diffusers_lacks_is_bad_input(
 @pytest.mark.parametrize(("scale", "images"), [(1.0, 1), (5.0, 2)])
 def test_the_unet_alone(exported_model: ExportedModel, scale: float, images: int) -> None:
     model = exported_model("plain")
-    ours, theirs = OurUnet(model=model, threads=1), DiffusersUnet(model=model, threads=1)
+    ours, plain = (kind(model=model, threads=1) for kind in (OurUnet, OrtUnet))
+    theirs = DiffusersUnet(model=model, threads=1)
     for width in (64, 72):
         asked = case(width=width, height=40, guidance_scale=scale, images=images)
-        (lanes,) = race((ours, theirs), [asked], reference=theirs, repeats=2, warm_up=0)
-        assert [lane.wrong for lane in lanes] == [None, None]
+        contenders = (ours, plain, theirs)
+        (lanes,) = race(contenders, [asked], reference=theirs, repeats=2, warm_up=0)
+        assert [lane.wrong for lane in lanes] == [None] * 3
         assert all(lane.measures == ["evaluation"] for lane in lanes)
-    ours.close()
-    theirs.close()
+    for contender in contenders:
+        contender.close()
 
 
 def test_a_vae_that_overflows_in_float16_is_decoded_in_bfloat16(

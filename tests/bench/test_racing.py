@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_rt.bench import cli
+from diffusion_rt.bench import cli, reading
 from diffusion_rt.bench.case import Case
 from diffusion_rt.bench.race import Lane
 from diffusion_rt.bench.records import OURS, read
 from support.exported import ExportedModel
-from support.races import FakeContender
+from support.races import FakeContender, origin
 
 
 def test_our_own_time_is_measured_and_kept(
@@ -50,6 +50,25 @@ def test_cases_go_together_unless_they_are_told_apart(
     assert cli.main(["stages", *common, "--case-by-case"]) == 0
     every = ["1 x 32", "2 x 32", "1 x 48", "2 x 48"]
     assert told == [every, *([one] for one in every)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_onnx_runtime_by_itself_is_a_peer_of_our_engine(
+    device: str, exported_model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, str, object]] = []
+
+    def worker(name: str, factory: str, **more: object) -> FakeContender:
+        opened.append((name, factory.split(":")[1], more.get("device")))
+        return FakeContender(name, [])
+
+    monkeypatch.setattr("diffusion_rt.bench.worker.Worker", worker)
+    monkeypatch.setattr(reading, "origin", lambda *_: origin())
+    words = ["--model", str(exported_model("plain")), "--sizes", "64x64", "--against", "ort"]
+    words += ["--device", device, "--repeats", "1", "--warm-up", "0", "--output", str(tmp_path)]
+    assert cli.main(["end-to-end", *words]) == 0
+    assert ("ort", "OrtGraphs", device) in opened
+    assert {(r.contender, r.against) for r in read(tmp_path)} >= {(OURS, None), (OURS, "ort")}
 
 
 def test_the_unet_alone_is_opened_in_turn(exported_model: ExportedModel, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_a_family_we_cannot_draw_has_a_row_that_says_so() -> None:
 
 def test_other_engines_have_columns_where_there_are_records_of_them() -> None:
     text = table("end-to-end", [drawn(0.1), drawn(0.3, "ort"), drawn(3.0, against="ort")])
-    assert "torch.compile | times | ort | times |" in text
+    assert "torch.compile | times | ONNX Runtime | times |" in text
     assert "| 300 ms | 3.00 (2.70 to 3.30) |" in text
     assert "native" not in text
 
