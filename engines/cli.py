@@ -307,7 +307,7 @@ def _native(found: argparse.Namespace) -> int:
         files = native.build(
             model,
             buckets=sizes,
-            images=batch.opt,
+            images=tuple(dict.fromkeys((batch.opt, batch.min, batch.max))),
             archs=archs,
             force=found.force,
             libraries=found.libraries,

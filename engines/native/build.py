@@ -1,5 +1,6 @@
 """What `diffusion-rt build --engine native` makes: kernels, tactics, packed weights."""
 
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.errors import translated
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.memory import Arrays
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.arrangement import Arrangement
 from diffusion_rt.engines.native.backend import usual_precision
@@ -28,6 +29,9 @@ from diffusion_rt.kernels.catalogue import ARCHS, Variant
 from diffusion_rt.kernels.driver import Device, NoDriver, limits_of, open_device
 
 Report = Callable[[str, int, int], None]  # (stage, done, total)
+ROWS = (2, 1)  # of the UNet for each image: with guidance and without
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ def build(
     model: ModelFolder,
     *,
     buckets: Sequence[tuple[int, int]] = (),
-    images: int = 1,
+    images: Sequence[int] = (1,),
     archs: tuple[int, ...] | None = None,
     force: bool = False,
     libraries: bool = False,
@@ -54,15 +58,17 @@ def build(
 ) -> list[Built]:
     """Compile every kernel that the model's plans may launch, and measure tactics on the GPU here.
 
-    `buckets` are sizes in pixels, the model's own where there are none: tactics of other sizes are
-    the likely fastest. With `archs` kernels are compiled for these chips and nothing is measured.
-    Kernels are kept under the hash of all they are made from; `force` measures and packs anew. With
-    `libraries` those that are installed are measured too, and run where they are faster, until a
-    build without. With `pack_weights` those of every graph are kept as a device wants them. Raises
-    BadInput where there is no GPU and no `archs`, no compiler, none of the libraries asked for, no
-    room for weights, and where the model has a node that no kernel runs.
+    `buckets` are sizes in pixels, the model's own where there are none, each with every number of
+    `images` that are denoised together, with guidance and without: tactics of other sizes are those
+    that ship, or the likely fastest. With `archs` kernels are compiled for these chips and nothing
+    is measured. Kernels are kept under the hash of all they are made from; `force` measures and
+    packs anew. With `libraries` those that are installed are measured too, and run where they are
+    faster, until a build without. With `pack_weights` those of every graph are kept as a device
+    wants them. Raises BadInput where there is no GPU and no `archs`, no compiler, none of the
+    libraries asked for, no room for weights, and where the model has a node that no kernel runs.
     """
-    target = target_of(model, usual_precision(model), buckets=buckets, images=images)
+    precision = usual_precision(model)
+    target = target_of(model, precision, buckets=buckets, images=images, rows=ROWS)
     images_kept = ImageCache(cache_folder("kernels"))
     if archs is not None:
         _check_archs(archs)
@@ -106,7 +112,8 @@ def measured(
 ) -> Built:
     """Run each of `graphs` at every size once, and measure what is not known yet.
 
-    `libraries` are closed.
+    What there is no memory for is said and left out, but for the first size of a graph. `libraries`
+    are closed.
     """
     started = time.perf_counter()
     if force:
@@ -114,10 +121,18 @@ def measured(
     count = 0
     with tactics.locked():
         opened = NativeGraphs(target.model, gpu, precision=target.precision, libraries=libraries)
+        tried: set[str] = set()
         try:
             for graph, sizes in runs(target):
-                if graph in graphs:
+                if graph not in graphs:
+                    continue
+                try:
                     count += _measure(opened, graph, sizes, tactics, progress)
+                except OutOfMemory as short:
+                    if graph not in tried:
+                        raise
+                    _LOG.warning("not measured: %s", short)
+                tried.add(graph)
         finally:
             opened.close()
         if count or not tactics.path.exists():

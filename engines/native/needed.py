@@ -20,9 +20,10 @@ class Target:
 
     model: ModelFolder
     buckets: Sequence[tuple[int, int]]  # width, height in pixels
-    images: int  # denoised together
+    images: Sequence[int]  # denoised together
     tokens: int
     precision: Precision
+    rows: Sequence[int] = (2,)  # of the UNet for each image: 2 with guidance, else 1
 
 
 def target_of(
@@ -30,28 +31,32 @@ def target_of(
     precision: Precision,
     *,
     buckets: Sequence[tuple[int, int]] = (),
-    images: int = 1,
+    images: Sequence[int] = (1,),
+    rows: Sequence[int] = (),
 ) -> Target:
-    """Buckets as given, or the model's own size; prompts of one chunk."""
+    """Buckets and rows as given, or the model's own; prompts of one chunk."""
     defaults = model.manifest.defaults
+    rows = rows or (2 if defaults.guidance_scale > 1 else 1,)
     sizes = buckets or ((defaults.width, defaults.height),)
     tokens = max(encoder.max_length for encoder in model.manifest.text_encoders)
-    return Target(model, sizes, images, tokens, precision)
+    return Target(model, sizes, images, tokens, precision, rows)
 
 
 def runs(target: Target) -> Iterator[tuple[str, Mapping[str, int]]]:
-    """Every graph, at every size that a request of these buckets runs it."""
+    """Every graph, at every size that a request of these buckets runs it, each once."""
     model, tokens = target.model, target.tokens
     factor = model.manifest.vae.factor
     for encoder in model.manifest.text_encoders:
         for batch in (1, 2):
             yield encoder.graph, {"batch": batch, "tokens": encoder.max_length}
-    batch = 2 * target.images
-    yield "unet_prompt", {"batch": batch, "tokens": tokens}
-    yield "unet_timestep", {"n": batch * min(AT_ONCE, model.manifest.defaults.steps)}
+    batches = dict.fromkeys(rows * images for images in target.images for rows in target.rows)
+    for batch in batches:
+        yield "unet_prompt", {"batch": batch, "tokens": tokens}
+        yield "unet_timestep", {"n": batch * min(AT_ONCE, model.manifest.defaults.steps)}
     for width, height in target.buckets:
         latents = {"height": height // factor, "width": width // factor}
-        yield "unet_step", {"batch": batch, "tokens": tokens, **latents}
+        for batch in batches:
+            yield "unet_step", {"batch": batch, "tokens": tokens, **latents}
         yield "vae_decoder", {"batch": 1, **latents}
 
 

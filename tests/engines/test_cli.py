@@ -266,7 +266,7 @@ def test_native_is_handed_over(
     del call["progress"]
     assert call == {
         "buckets": [(128, 128)],
-        "images": 2,
+        "images": (2, 1, 4),
         "archs": (80, 90),
         "force": False,
         "libraries": False,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from diffusion_rt.engines.device.backend import DeviceBackend
-from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.errors import BadInput, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native import build as building
 from diffusion_rt.engines.native.build import Built, build, measured
 from diffusion_rt.engines.native.graphs import NativeGraphs
-from diffusion_rt.engines.native.needed import Target, needed, runs
+from diffusion_rt.engines.native.needed import Target, needed, runs, target_of
 from diffusion_rt.engines.native.tactics import Tactics, key_of
 from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.kernels import cache
@@ -70,25 +70,84 @@ def test_a_vae_that_overflows_needs_bfloat16_and_float32(model: ModelFolder) -> 
     vae = replace(model.manifest.vae, force_upcast=True)
     folder = replace(model, manifest=replace(model.manifest, vae=vae))
     names = {
-        v.name for v in needed(Target(folder, [(64, 64)], 1, 32, "float16"), Chip(limits_of(80)))
+        v.name for v in needed(Target(folder, [(64, 64)], [1], 32, "float16"), Chip(limits_of(80)))
     }
     for dtype in ("bfloat16", "float32", "float16"):
         assert f"group_norm_silu.{dtype}" in names
     plain = {
-        v.name for v in needed(Target(model, [(64, 64)], 1, 32, "float16"), Chip(limits_of(80)))
+        v.name for v in needed(Target(model, [(64, 64)], [1], 32, "float16"), Chip(limits_of(80)))
     }
     assert "group_norm_silu.bfloat16" not in plain
     assert {"prepare.float16", "guided_step.float16", "select_rows"} <= plain
 
 
 def test_every_graph_is_built_for(model: ModelFolder) -> None:
-    assert {graph for graph, _ in runs(Target(model, [(64, 64)], 1, 32, "float16"))} == (
+    assert {graph for graph, _ in runs(Target(model, [(64, 64)], [1], 32, "float16"))} == (
         set(model.manifest.graphs) - {"vae_encoder"}  # which nothing runs yet
     )
 
 
+def test_every_batch_is_built_for_once_the_usual_first(model: ModelFolder) -> None:
+    """With guidance and without; two images without are as one with."""
+    target = Target(model, [(64, 64), (64, 32)], [2, 1, 4], 32, "float16", (2, 1))
+    found = list(runs(target))
+    assert len(found) == len({(graph, *sizes.items()) for graph, sizes in found})
+    for width in ((64, 64), (64, 32)):
+        latents = {"height": width[1] // 8, "width": width[0] // 8}
+        batches = [
+            sizes["batch"]
+            for graph, sizes in found
+            if graph == "unet_step" and latents.items() <= sizes.items()
+        ]
+        assert batches == [4, 2, 1, 8]
+    prompts = [sizes["batch"] for graph, sizes in found if graph == "unet_prompt"]
+    assert prompts == [4, 2, 1, 8]
+
+
+def test_a_model_that_wants_no_guidance_has_one_row_an_image(model: ModelFolder) -> None:
+    assert target_of(model, "float16").rows == (2,)
+    defaults = replace(model.manifest.defaults, guidance_scale=0.0)
+    turbo = replace(model, manifest=replace(model.manifest, defaults=defaults))
+    assert target_of(turbo, "float16").rows == (1,)
+    assert target_of(turbo, "float16", rows=building.ROWS).rows == (2, 1)
+
+
+def test_sizes_that_memory_does_not_hold_are_said_and_left_out(
+    model: ModelFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    seen: list[int] = []
+
+    def measure(graphs: object, graph: str, sizes: dict[str, int], *rest: object) -> int:
+        if sizes["batch"] > fits:
+            raise OutOfMemory(f"{graph}: {sizes['batch']} rows")
+        seen.append(sizes["batch"])
+        return 1
+
+    monkeypatch.setattr(building, "_measure", measure)
+    gpu = simulated_gpu(arch=80)
+    tactics = Tactics(tmp_path, key_of(gpu.device))
+    target = Target(model, [(32, 32)], [1, 8, 64], 32, "float32", (2, 1))
+
+    def built() -> Built:
+        graphs = ("unet_step",)
+        return measured(target, gpu, tactics, graphs=graphs, force=False, progress=lambda *_: None)
+
+    fits = 16
+    built()
+    assert seen == [2, 1, 16, 8]
+    assert [record.message for record in caplog.records] == [
+        f"not measured: unet_step: {rows} rows" for rows in (128, 64)
+    ]
+    fits = 1
+    with pytest.raises(OutOfMemory, match="2 rows"):
+        built()
+
+
 def test_a_driver_without_kernels_of_its_chip_needs_those_of_any(model: ModelFolder) -> None:
-    target = Target(model, [(64, 64)], 1, 32, "float16")
+    target = Target(model, [(64, 64)], [1], 32, "float16")
     whole, plain = (set(needed(target, Chip(limits_of(90), plain=p))) for p in (False, True))
     assert plain == {variant for variant in whole if not variant.suffix} < whole
 
@@ -114,7 +173,7 @@ def test_tactics_are_measured_where_there_is_a_device(
 ) -> None:
     """On the simulator, whose times mean nothing: what is measured is kept, and still draws."""
     gpu = simulated_gpu(arch=80)
-    target = Target(model, [(32, 32)], 1, 32, "float32")
+    target = Target(model, [(32, 32)], [1], 32, "float32")
     tactics = Tactics(tmp_path, key_of(gpu.device))
     heard: set[str] = set()
 

@@ -91,7 +91,7 @@ def test_measured_by_a_build_it_runs_a_graph(
     assert [library.version for library in opened] == ["cublaslt-130300"]
     tactics = Tactics(folder, key_of(gpu.device, opened))
     assert tactics.path == path_with_libraries(folder, gpu.device)
-    target = Target(model, [(32, 32)], 1, 32, "float32")
+    target = Target(model, [(32, 32)], [1], 32, "float32")
     measured(
         target,
         gpu,
