@@ -38,6 +38,8 @@ examples:
   diffusion-rt bench chip                                        (the roof of the roofline)
   diffusion-rt bench build --model ./sdxl --engine trt --buckets 1024x1024
   diffusion-rt bench kernels --device simulator                  (what is right, without a GPU)
+  diffusion-rt bench tactics --measured DIR                      (what bench/gpu.py left in DIR)
+  diffusion-rt bench tactics --reckoned h200                     (where no GPU has measured yet)
   diffusion-rt bench all                                         (every CPU record of README)
   diffusion-rt bench report --check
 """
@@ -141,6 +143,7 @@ BENCHMARKS: dict[str, Callable[[str, Sequence[str]], int]] = {
     "checkpoint": making.checkpoint,
     "build": making.build,
     "kernels": kernels,
+    "tactics": making.tactics,
     "graphs": making.graphs,
     "all": everything,
     "report": report,

@@ -21,6 +21,7 @@ in DIR, as soon as they are known. Where time runs out, run the rest by --parts.
 
     for file in DIR/*.jsonl; do cat "$file" >> "bench/results/${file##*/}"; done
     diffusion-rt bench report                                       (the tables of it)
+    diffusion-rt bench tactics --measured DIR                       (the tactics that ship)
 """
 
 import argparse

@@ -18,11 +18,13 @@ from diffusion_rt.bench.gpu_drawing import Drawer, Drawing, evaluate
 from diffusion_rt.bench.gpu_part import importable
 from diffusion_rt.bench.gpu_prepare import CHECKED, model_of, side_of, truths
 from diffusion_rt.bench.gpu_rows import Setting, Sink, excess
+from diffusion_rt.engines.artefact import writing
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.lower import plan_of
+from diffusion_rt.engines.native.tactics import read_measured
 from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.kernels.cache import Progress
@@ -31,6 +33,7 @@ from diffusion_rt.kernels.compile import host_library
 from diffusion_rt.kernels.driver.simulator import Simulator
 
 LIBRARIES = ("nvmath", "cudnn")  # what a build can measure beside our kernels
+TACTICS = "tactics.json"  # what a build has measured, in the folder of records
 REMAIN = 30  # seconds that a build of tactics leaves for what comes after it
 
 
@@ -89,6 +92,7 @@ def native(sink: Sink) -> None:
         return
     if not _build(sink, folder, "native", extent):
         return
+    keep_tactics(sink)
     one = _time(sink, folder, "native", extent, open_native)
     opened = partial(open_native, overlap=True)
     other = _time(sink, folder, "native, launches overlap", extent, opened)
@@ -244,6 +248,21 @@ def _build(sink: Sink, folder: ModelFolder, engine: str, extent: Extent, *flags:
     seconds = time.perf_counter() - begun
     sink.timed("build", [seconds], _setting(folder, extent, ", ".join([engine, *flags])))
     return True
+
+
+def keep_tactics(sink: Sink) -> None:
+    """Leave the tactics that a build has measured beside the records, to be shipped from there."""
+    found = [
+        path
+        for path in cache_folder("tactics").glob("tactics-*.json")
+        if not read_measured(path)[0].libraries
+    ]
+    if sink.output is not None and found:
+        newest = max(found, key=lambda path: path.stat().st_mtime)
+        with writing(sink.output / TACTICS) as file:
+            file.write(newest.read_bytes())
+        count = len(read_measured(newest)[1])
+        sink.say("tactics", "noted", f"of {count} sizes, in {TACTICS}", shown=False)
 
 
 def _setting(folder: ModelFolder, extent: Extent, engine: str) -> dict[str, str | int | float]:

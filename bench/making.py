@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from diffusion_rt.bench import reading
 from diffusion_rt.bench.reading import Setting
@@ -133,4 +134,34 @@ def build(benchmark: str, argv: Sequence[str]) -> int:
     with telling() as tell:
         builds = build_cost.builds(folder.path, found.engine, options, found.repeats, tell)
         keep(found.output, build_cost.records_of(origin, builds, setting), tell)
+    return 0
+
+
+def tactics(benchmark: str, argv: Sequence[str]) -> int:
+    """Write a table of tactics into the package, for all who have measured none."""
+    from diffusion_rt.engines.native.shipped import TABLES
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_mutually_exclusive_group(required=True)
+        for name, value, what in (
+            ("measured", "DIR", "what bench/gpu.py --output DIR has measured"),
+            ("reckoned", "CHIP", "the likely fastest ways of SDXL base on a chip, such as h200"),
+        ):
+            group.add_argument(f"--{name}", metavar=value, help=what)
+        parser.add_argument(
+            "--tables", type=Path, metavar="DIR", help=f"where they are; default: {TABLES.name}/"
+        )
+
+    found = reading.read(benchmark, argv, add=add)
+
+    from diffusion_rt.bench import tactics_table
+    from diffusion_rt.engines.native.shipped import add_table
+
+    if found.measured is not None:
+        arch, table = tactics_table.measured(Path(found.measured))
+    else:
+        arch, table = tactics_table.reckoned(found.reckoned)
+    folder = found.tables or TABLES
+    told = tactics_table.compared(arch, table, folder)
+    print(plain(f"{add_table(arch, table, folder)}: {told}"))
     return 0

@@ -27,6 +27,7 @@ ABOUT = {
     "checkpoint": "no measurement: a checkpoint of generated weights",
     "build": "engines for this chip: time, size, memory; and again, with nothing to do",
     "kernels": "each GPU kernel by itself: right, then bytes and operations a second",
+    "tactics": "no measurement: the table of tactics that ships, from a GPU run or reckoned",
     "graphs": "no measurement: an exported model without its generated weights",
     "all": "every CPU record of README's tables, in half an hour on two cores",
     "report": "no measurement: tables and plots from the records",

@@ -237,6 +237,11 @@ class TiledConvolution:
         """One for each tile where there are splits."""
         return self.cut.counters
 
+    def cycles(self, limits: Limits) -> float:
+        """How long it takes on a chip, by the model of `tiles`."""
+        of = self.convolution
+        return tiles.cycles(self.cut, of.dtype, of.rows, of.filters, limits)
+
     def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
         """The kernel's arguments, in the order of PARAMETERS."""
         of, has = self.convolution, self.convolution.epilogue

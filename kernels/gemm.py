@@ -140,6 +140,11 @@ class TiledProduct:
         """One for each tile where there are splits."""
         return self.cut.counters
 
+    def cycles(self, limits: Limits) -> float:
+        """How long it takes on a chip, by the model of `tiles`."""
+        of = self.product
+        return tiles.cycles(self.cut, of.dtype, of.rows, of.columns, limits)
+
     def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
         """The kernel's arguments, in the order of PARAMETERS."""
         product, has = self.product, self.product.epilogue

@@ -87,6 +87,10 @@ class Sm90Product:
         """One for each tile where there are splits."""
         return self.cut.counters
 
+    def cycles(self, limits: Limits) -> float:
+        """How long it takes on a chip, by the model of `tiles_sm90`."""
+        return self.cut.cycles(limits, geglu=self.product.epilogue.activation == "geglu")
+
     def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
         """The kernel's arguments, in the order of PARAMETERS."""
         if encode is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from diffusion_rt.kernels.driver.arguments import Value
-from diffusion_rt.kernels.driver.launch import Launch
+from diffusion_rt.kernels.driver.launch import Launch, Limits
 
 Encode = Callable[[Any], bytes]
 """Makes the 128 bytes of a tensor map; only tactics with TMA ask for it."""
@@ -48,6 +48,9 @@ class Tactic(Protocol):
     @property
     def counters(self) -> int:
         """How many uint32 counters it wants, or 0."""
+
+    def cycles(self, limits: Limits) -> float:
+        """How long it takes on a chip, by the model that tells the likely fastest."""
 
     def arguments(self, operands: Operands, encode: Encode | None = None) -> tuple[Value, ...]:
         """The kernel's arguments, in the order of its parameters."""

@@ -1,7 +1,8 @@
 """What a picture of one size costs on a chip, from the plans of the native engine alone.
 
 No weight is read and no device is asked: an exported folder suffices, with or without its
-safetensors files, on any machine.
+safetensors files, on any machine. Ways to run an operation are chosen as on such a chip: by what
+was measured here on one of its kind, by a table that ships, or by the model that orders them.
 """
 
 import re
@@ -23,7 +24,9 @@ from diffusion_rt.engines.native.counts import kernel_counts
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.plan import Plan
 from diffusion_rt.engines.native.precision import arithmetic
+from diffusion_rt.engines.native.reckon import limits_under
 from diffusion_rt.engines.native.roofline import by_kind, total
+from diffusion_rt.engines.native.tactics import Choose, of_kind
 from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.engines.trt.buckets import Bucket
 
@@ -47,7 +50,7 @@ def inspect_plan(
     each of `images`, unconditional and conditional, and the first window of a prompt. float16 where
     the folder has it. `refused` of a graph has a line for each operation that no kernel takes.
     Raises BadInput where the folder, the size or the chip is none, or where a graph cannot be
-    lowered.
+    lowered. `chosen` of a graph counts its operations by who chose their way.
     """
     size = None if bucket is None else _bucket(bucket)
     if not 1 <= images <= MOST_IMAGES:
@@ -58,8 +61,11 @@ def inspect_plan(
     size = size or Bucket(defaults.width, defaults.height)
     half = all("float16" in variants for variants in folder.manifest.graphs.values())
     usual: Precision = dtype or ("float16" if half else "float32")
+    choose = of_kind(top.name, limits_under(top)).chosen
     graphs = {
-        graph: _described(plan_of(folder, graph, sizes_of(folder, graph, size, images), kind), top)
+        graph: _described(
+            plan_of(folder, graph, sizes_of(folder, graph, size, images), kind), top, choose
+        )
         for graph in GRAPHS
         if graph in folder.manifest.graphs and (kind := arithmetic(folder, graph, None, usual))
     }
@@ -117,8 +123,8 @@ def sizes_of(folder: ModelFolder, graph: str, bucket: Bucket, images: int) -> di
     }
 
 
-def _described(plan: Plan, top: Roof) -> dict[str, Any]:
-    counts = kernel_counts(plan, top)
+def _described(plan: Plan, top: Roof, choose: Choose) -> dict[str, Any]:
+    counts = kernel_counts(plan, top, choose)
     kinds = by_kind(plan, top, counts.kernels)
     whole = asdict(total(kinds.values()))
     return {
@@ -128,6 +134,7 @@ def _described(plan: Plan, top: Roof) -> dict[str, Any]:
         "arena_unshared": plan.unshared_size,
         "weights": plan.weights_size,
         "kinds": {kind: asdict(costs) for kind, costs in kinds.items()},
+        "chosen": dict(counts.chosen),
         "refused": list(counts.refused),
     }
 
@@ -176,6 +183,8 @@ def _notes(found: Mapping[str, Any], flops: Mapping[str, int], graph: str) -> It
     detailed = found["graphs"][graph]
     shared, apart = (_mb(detailed[key]) for key in ("arena", "arena_unshared"))
     yield f"The buffers of {graph} share {shared} MB; apart they would take {apart} MB."
+    chosen = ", ".join(f"{count} {origin}" for origin, count in detailed["chosen"].items())
+    yield f"Ways to run the operations of {graph}: {chosen}."
     yield "Times are reckoned at these rates, not measured; no cache is counted on."
     for name, one in found["graphs"].items():
         if one["refused"]:

@@ -56,8 +56,9 @@ def package_files() -> Iterator[str]:
     for folder in FOLDERS:
         for path in (ROOT / folder).rglob("*.py"):
             yield str(path.relative_to(ROOT))
-    for shipped in ("runtime/models", "kernels/sources", "bench/sources"):
-        for path in (ROOT / shipped).rglob("*"):
+    shipped = ("runtime/models", "kernels/sources", "bench/sources", "engines/native/tables")
+    for folder in shipped:
+        for path in (ROOT / folder).rglob("*"):
             if path.is_file():
                 yield str(path.relative_to(ROOT))
     yield from ("__init__.py", "__main__.py", "command.py", "py.typed")

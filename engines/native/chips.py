@@ -29,6 +29,7 @@ class Roof:
     name: str
     arch: int
     multiprocessors: int
+    clock: float  # Hz, the highest
     half: float  # FLOP/s of float16 and bfloat16 with float32 accumulation
     single: float  # FLOP/s of float32, not on tensor cores
     bandwidth: float  # bytes/s
@@ -56,6 +57,7 @@ def _chip(
         name=name,
         arch=arch,
         multiprocessors=multiprocessors,
+        clock=clock * 1e9,
         half=half * HALF_SHARE * 1e12,
         single=single * 1e12,
         bandwidth=bandwidth * BANDWIDTH_SHARE * 1e12,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from diffusion_rt.engines.native import plan as p
+from diffusion_rt.engines.native.size_names import size_name
 from diffusion_rt.engines.native.ways import (
     Call,
     Chip,
@@ -123,6 +124,7 @@ def _of_tactics(
             scratch_bytes=tactic.partial_bytes,
             counters=tactic.counters,
             calls=calls,
+            tactic=tactic,
         )
 
     if not tactics:
@@ -130,7 +132,7 @@ def _of_tactics(
     own = (way(tactic) for tactic in tactics)
     over = epilogue.residual is not None and epilogue.residual.buffer == operation.output.buffer
     # Not every library writes over what it reads: such an operation is measured by itself.
-    name = f"{sizes!r} over the residual" if over else repr(sizes)
+    name = f"{size_name(sizes)} over the residual" if over else size_name(sizes)
     return Ways(name, (*own, *_of_libraries(sizes, operation, chip)))
 
 
@@ -170,7 +172,7 @@ def attend(operation: p.Attention, plan: p.Plan, chip: Chip) -> Ways:
         return Way(name=tactic.variant.name, variants=(tactic.variant,), calls=calls)
 
     own = (way(tactic) for tactic in attention_tactics.tactics(sizes, chip.limits))
-    return Ways(repr(sizes), (*own, *_of_libraries(sizes, operation, chip)))
+    return Ways(size_name(sizes), (*own, *_of_libraries(sizes, operation, chip)))
 
 
 def _flags(epilogue: p.Epilogue) -> Epilogue:

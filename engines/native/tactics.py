@@ -1,4 +1,5 @@
-"""Which way each operation runs: as measured on this chip, else the likely fastest.
+"""Which way each operation runs: as measured here, else as a table that ships says, else the likely
+fastest.
 
 Measurements are kept in one file for each chip, driver and set of kernels. The file holds names and
 times alone: a wrong one can make a picture slow, never different beyond rounding.
@@ -6,45 +7,52 @@ times alone: a wrong one can make a picture slow, never different beyond roundin
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from diffusion_rt.engines import strict_json
 from diffusion_rt.engines.artefact import locked, read_bytes, writing
+from diffusion_rt.engines.cache_folder import cache_path
 from diffusion_rt.engines.errors import BadInput
+from diffusion_rt.engines.native.shipped import TABLES, Microseconds, Text, read_tables
 from diffusion_rt.engines.native.ways import Library, Way, Ways
-from diffusion_rt.engines.typed_json import Between, Matching, decode
+from diffusion_rt.engines.typed_json import Between, decode
 from diffusion_rt.kernels.catalogue import CATALOGUE, SOURCES
 from diffusion_rt.kernels.compile import OPTIONS
-from diffusion_rt.kernels.driver import Device
+from diffusion_rt.kernels.driver import Device, Limits
 
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 16 << 20
 MAX_OPERATIONS = 50_000
 
-_Text = Annotated[str, Matching(r"[ -~]{0,2000}", "printable text")]
+Origin = Literal["measured", "shipped, measured", "shipped, reckoned", "cost model", "only one"]
+"""Where a choice comes from, the most trusted first; `only one`: there is nothing to choose."""
+
+Choose = Callable[[Ways], tuple[Way, Origin]]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """The fastest way of an operation."""
 
-    way: _Text
-    microseconds: Annotated[float, Between(0.0, 1e9)]
+    way: Text
+    microseconds: Microseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """What measurements hold for."""
 
-    chip: _Text
+    chip: Text
     arch: Annotated[int, Between(10, 1000)]
-    driver: _Text
-    kernels: _Text  # a hash of all sources and rows of the catalogue
-    libraries: _Text = ""  # the versions of those that were measured beside them
+    multiprocessors: Annotated[int, Between(1, 10_000)]
+    driver: Text
+    kernels: Text  # a hash of all sources and rows of the catalogue
+    libraries: Text = ""  # the versions of those that were measured beside them
 
     @property
     def digest(self) -> str:
@@ -57,36 +65,51 @@ class Key:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Content:
     key: Key
-    operations: Mapping[_Text, Measured]
+    operations: Mapping[Text, Measured]
 
 
 class Tactics:
-    """Measured ways by the sizes of an operation; those of other sizes are the likely fastest."""
+    """The way for each operation by its sizes, and measurements to keep."""
 
-    def __init__(self, folder: Path, key: Key) -> None:
-        """Read what was measured; a file that is damaged or not for this chip counts as none."""
+    def __init__(self, folder: Path, key: Key, tables: Path = TABLES) -> None:
+        """Read what was measured and what ships in the folder `tables`.
+
+        A file that is damaged or not for this chip counts as none.
+        """
         self.path = path_of(folder, key)
         self.rebuilt: list[str] = []
         """What was wrong with a file that is not used, for the caller to tell."""
         self._key = key
         self._found: dict[str, Measured] = {}
+        self._shipped: list[tuple[Origin, dict[str, str]]] = []
         self._read()
+        self._read_shipped(tables)
 
     def __len__(self) -> int:
+        """How many were measured here."""
         return len(self._found)
 
     def choose(self, ways: Ways) -> Way:
-        """The way that was measured as the fastest, or the first."""
-        found = self._found.get(ways.sizes)
-        named = (way for way in ways.ways if found is not None and way.name == found.way)
-        return next(named, ways.ways[0])
+        """The way to take."""
+        return self.chosen(ways)[0]
+
+    def chosen(self, ways: Ways) -> tuple[Way, Origin]:
+        """The way to take, and who says so; one that is not there any more is passed over."""
+        if len(ways.ways) == 1:
+            return ways.ways[0], "only one"
+        for origin, name in self._named(ways.sizes):
+            for way in ways.ways:
+                if way.name == name:
+                    return way, origin
+        return ways.ways[0], "cost model"
 
     def knows(self, ways: Ways) -> bool:
-        """Whether there is nothing to measure: one way alone, or the fastest is known."""
-        if len(ways.ways) == 1:
-            return True
-        found = self._found.get(ways.sizes)
-        return found is not None and any(way.name == found.way for way in ways.ways)
+        """Whether there is nothing to measure here: one way alone, or the fastest was measured."""
+        return self.chosen(ways)[1] in ("only one", "measured")
+
+    def measured(self) -> Mapping[str, Measured]:
+        """All that was measured here, by the sizes."""
+        return self._found
 
     def put(self, ways: Ways, fastest: Way, microseconds: float) -> None:
         """Note a measurement; `save` keeps it."""
@@ -110,24 +133,78 @@ class Tactics:
         with writing(self.path) as file:
             file.write(json.dumps(whole, indent=1, sort_keys=True).encode() + b"\n")
 
+    def _named(self, sizes: str) -> Iterator[tuple[Origin, str]]:
+        if sizes in self._found:
+            yield "measured", self._found[sizes].way
+        yield from ((origin, names[sizes]) for origin, names in self._shipped if sizes in names)
+
+    def _read_shipped(self, folder: Path) -> None:
+        try:
+            for table in read_tables(self._key.arch, folder):
+                if table.multiprocessors == self._key.multiprocessors:
+                    origin: Origin = f"shipped, {table.source}"  # type: ignore[assignment]
+                    self._shipped.append((origin, table.of_sizes()))
+        except BadInput as wrong:
+            self.rebuilt.append(f"{wrong}; install diffusion-rt again")
+
     def _read(self) -> None:
         if not self.path.exists():
             return
         try:
-            whole = strict_json.parse(read_bytes(self.path, MAX_BYTES), str(self.path))
-            if not isinstance(whole, dict) or whole.keys() != {"version", "sha256", "content"}:
-                raise BadInput("no file of tactics")
-            if whole["version"] != VERSION:
-                raise BadInput("another version's")
-            if whole["sha256"] != _hash(json.dumps(whole["content"], sort_keys=True)):
-                raise BadInput("damaged (sha256)")
-            content: _Content = decode(_Content, whole["content"], "")
+            content = _content(self.path)
             if content.key != self._key:
                 raise BadInput("measured on another chip, driver, set of kernels or libraries")
         except BadInput as wrong:
             self.rebuilt.append(f"{self.path}: {wrong}; measured anew by diffusion-rt build")
             return
         self._found = dict(content.operations)
+
+
+def _content(path: Path) -> _Content:
+    """A file of measurements, whole; BadInput where it is not."""
+    whole = strict_json.parse(read_bytes(path, MAX_BYTES), str(path))
+    if not isinstance(whole, dict) or whole.keys() != {"version", "sha256", "content"}:
+        raise BadInput("no file of tactics")
+    if whole["version"] != VERSION:
+        raise BadInput("another version's")
+    if whole["sha256"] != _hash(json.dumps(whole["content"], sort_keys=True)):
+        raise BadInput("damaged (sha256)")
+    found: _Content = decode(_Content, whole["content"], "")
+    return found
+
+
+def read_measured(path: Path) -> tuple[Key, Mapping[str, Measured]]:
+    """What a file of measurements holds, and what for. BadInput where it is none, or damaged."""
+    try:
+        content = _content(path)
+    except BadInput as wrong:
+        raise BadInput(f"{path}: {wrong}; measure again with diffusion-rt build") from None
+    return content.key, content.operations
+
+
+def of_kind(chip: str, limits: Limits) -> Tactics:
+    """What a device of that kind would choose by, with the newest file measured on one, if any.
+
+    Measurements of other kernels than these, or with libraries, are left out. Nothing is written.
+    """
+    try:
+        folder = cache_path("tactics")
+    except BadInput:  # a user without a home has measured nothing
+        folder = Path(os.devnull)
+    key = Key(
+        chip=chip,
+        arch=limits.arch,
+        multiprocessors=limits.multiprocessors,
+        driver="",
+        kernels=hash_of_kernels(),
+    )
+    found = []
+    for path in folder.glob("tactics-*.json") if folder.is_dir() else ():
+        with suppress(BadInput, OSError):
+            read = _content(path).key
+            if replace(read, chip=key.chip, driver="") == key:
+                found.append((path.stat().st_mtime, read))
+    return Tactics(folder, max(found, key=lambda one: one[0])[1] if found else key)
 
 
 def path_of(folder: Path, key: Key) -> Path:
@@ -145,6 +222,7 @@ def key_of(device: Device, libraries: Sequence[Library] = ()) -> Key:
     return Key(
         chip=device.name,
         arch=device.arch,
+        multiprocessors=device.limits.multiprocessors,
         driver=device.driver,
         kernels=hash_of_kernels(),
         libraries=" ".join(sorted(library.version for library in libraries)),

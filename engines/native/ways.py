@@ -15,7 +15,7 @@ from diffusion_rt.engines.native import plan as p
 from diffusion_rt.kernels.driver import Launch, Limits, Misuse
 from diffusion_rt.kernels.driver.arguments import Value
 from diffusion_rt.kernels.driver.interface import ALIGNMENT, Kernel, Stream
-from diffusion_rt.kernels.tactic import Encode
+from diffusion_rt.kernels.tactic import Encode, Tactic
 from diffusion_rt.kernels.variant import Variant
 
 
@@ -84,6 +84,7 @@ class Way:
     scratch_bytes: int = 0
     counters: int = 0
     calls: Callable[[Places], tuple[Call | LibraryCall, ...]]
+    tactic: Tactic | None = None  # of our own, where a model says how long it takes
 
 
 @dataclass(frozen=True, slots=True)

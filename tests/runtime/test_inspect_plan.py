@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 
 from diffusion_rt.__main__ import main
+from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.native.chips import EXPONENTIALS, GAP, ROOFS, roof
 from diffusion_rt.engines.native.counts import kernel_counts
+from diffusion_rt.engines.native.launches import ways
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.plan import Attention, Convolution, GroupNorm, Product
+from diffusion_rt.engines.native.reckon import limits_under
 from diffusion_rt.engines.native.roofline import by_kind, cost
+from diffusion_rt.engines.native.tactics import Tactics, of_kind
+from diffusion_rt.engines.native.ways import Chip
 from diffusion_rt.engines.spec import GRAPHS
 from diffusion_rt.kernels.catalogue import ARCHS
 from diffusion_rt.runtime.inspect_plan import inspect_plan, report
@@ -26,6 +31,11 @@ from support.unet_work import SDXL_BASE, unet_work
 SMALL = {"batch": 2, "height": 8, "width": 8, "tokens": 7}
 README = Path(__file__).parents[2] / "README.md"
 BARE = README.with_name("bench") / "graphs" / "sdxl-base.tar.xz"
+
+
+@pytest.fixture(autouse=True)
+def no_tactics_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def test_the_count_is_that_of_the_published_unet() -> None:
@@ -102,7 +112,7 @@ def test_the_roof_of_an_operation() -> None:
     assert cost(plan, enlarged, slow, 1).seconds == pytest.approx(
         enlarged.flops * 4 / 9 / 1e8 + GAP
     )
-    counts = kernel_counts(plan, h200)
+    counts = kernel_counts(plan, h200, of_kind("H200", limits_under(h200)).chosen)
     assert counts.kernels[plan.operations.index(norm)] == 2
     assert counts.refused == ()
     assert set(by_kind(plan, h200, counts.kernels)) == {type(o).__name__ for o in plan.operations}
@@ -142,12 +152,35 @@ def test_bytes_of_an_operation_are_those_of_its_arrays() -> None:
 def test_every_chip_of_the_table_takes_the_plan(name: str) -> None:
     plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
     top = roof(name)
-    counts = kernel_counts(plan, top)
+    counts = kernel_counts(plan, top, of_kind(name, limits_under(top)).chosen)
     assert len(counts.kernels) == len(plan.operations)
     assert min(counts.kernels) >= 1
     assert counts.refused == ()
     assert 1e12 < top.single <= top.half < 1e16
     assert "measured on an H200" in top.source
+
+
+def test_who_chose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the model at first, then by what was measured on a chip of that kind."""
+    top = roof("l4")
+    found = inspect_plan(SHIPPED, chip="l4")["graphs"]["unet_step"]
+    assert set(found["chosen"]) == {"only one", "cost model"}
+    assert sum(found["chosen"].values()) == found["operations"]
+    plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
+    chip = Chip(limits_under(top))
+    options = [found for o in plan.operations if len((found := ways(o, plan, chip)).ways) > 1]
+    key = of_kind("NVIDIA L4", limits_under(top))._key
+    tactics = Tactics(cache_folder("tactics"), replace(key, driver="13.0"))
+    tactics.put(options[0], options[0].ways[-1], 1.0)
+    tactics.save()
+    choose = of_kind("L4", limits_under(top)).chosen
+    same = sum(found.sizes == options[0].sizes for found in options)
+    assert kernel_counts(plan, top, choose).chosen["measured"] == same
+    assert choose(options[0]) == (options[0].ways[-1], "measured")
+    other = replace(limits_under(top), multiprocessors=57)
+    assert of_kind("L4", other).chosen(options[0])[1] == "cost model"
+    text = report(inspect_plan(SHIPPED, bucket="64x64", chip="l4"))
+    assert re.search(r"Ways to run the operations of unet_step: .*\d+ measured", text)
 
 
 def test_chips_are_compared_on_one_basis() -> None:

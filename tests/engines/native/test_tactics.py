@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.native import tactics
-from diffusion_rt.engines.native.tactics import Key, Tactics, hash_of_kernels, key_of
+from diffusion_rt.engines.native.shipped import Table, add_table
+from diffusion_rt.engines.native.tactics import (
+    Key,
+    Tactics,
+    hash_of_kernels,
+    key_of,
+    read_measured,
+)
 from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.kernels.driver.simulator import Simulator
 
-KEY = Key(chip="NVIDIA H200", arch=90, driver="13.0", kernels="0123")
+KEY = Key(chip="NVIDIA H200", arch=90, multiprocessors=132, driver="13.0", kernels="0123")
 
 
 def some(*names: str, sizes: str = "Product(rows=2)") -> Ways:
@@ -60,6 +67,7 @@ def test_a_way_that_is_gone_is_measured_again(tmp_path: Path) -> None:
     [
         replace(KEY, chip="NVIDIA L4"),
         replace(KEY, arch=89),
+        replace(KEY, multiprocessors=114),
         replace(KEY, driver="13.1"),
         replace(KEY, kernels="4567"),
     ],
@@ -71,6 +79,53 @@ def test_another_chip_driver_or_set_of_kernels_has_a_file_of_its_own(
     found = Tactics(tmp_path, other)
     assert len(found) == 0
     assert not found.rebuilt
+
+
+def test_what_ships_is_taken_until_it_was_measured(tmp_path: Path) -> None:
+    """Measured here, then measured elsewhere, then reckoned, then the order of the ways."""
+    both = {"chip": "H200", "multiprocessors": 132}
+    told = {"driver": "13.0", "date": "2026-12-01", "run": "0" * 16}
+    names = {"gone": {"a": 1.0}, "third": {"b": 1.0}}
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    add_table(90, Table(source="measured", **both, **told, ways=names), tables)  # type: ignore[arg-type]
+    names = {"second": {"a": 1.0, "b": 1.0, "c": 1.0}, "gone": {"d": 1.0}}
+    add_table(90, Table(source="reckoned", **both, ways=names), tables)  # type: ignore[arg-type]
+    found = Tactics(tmp_path, KEY, tables)
+
+    def chosen(sizes: str, of: Tactics = found) -> tuple[str, str]:
+        way, origin = of.chosen(some("first", "second", "third", sizes=sizes))
+        return way.name, origin
+
+    assert chosen("a") == ("second", "shipped, reckoned")  # a measured way that is gone
+    assert chosen("b") == ("third", "shipped, measured")
+    assert chosen("c") == ("second", "shipped, reckoned")
+    assert chosen("d") == chosen("e") == ("first", "cost model")
+    assert found.chosen(some("only"))[1] == "only one"
+    ways = some("first", "second", "third", sizes="b")
+    assert not found.knows(ways)
+    assert len(found) == 0
+    found.put(ways, ways.ways[0], 1.0)
+    assert chosen("b") == ("first", "measured")
+    for other in (replace(KEY, multiprocessors=114), replace(KEY, arch=80)):
+        assert chosen("c", Tactics(tmp_path, other, tables)) == ("first", "cost model")
+
+
+def test_a_table_that_is_broken_is_said_and_counts_as_none(tmp_path: Path) -> None:
+    (tmp_path / "sm_90.json").write_text("{}")
+    found = Tactics(tmp_path, KEY, tmp_path)
+    assert "install diffusion-rt again" in found.rebuilt[0]
+    assert found.choose(some("first", "second")).name == "first"
+
+
+def test_a_file_of_measurements_says_what_it_is_of(tmp_path: Path) -> None:
+    path = measured(tmp_path).path
+    key, known = read_measured(path)
+    assert key == KEY
+    assert [(one.way, one.microseconds) for one in known.values()] == [("second", 12.5)]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(BadInput, match="measure again with diffusion-rt build"):
+        read_measured(path)
 
 
 def test_a_file_copied_from_another_chip_is_not_used_and_said(tmp_path: Path) -> None:
