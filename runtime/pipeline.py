@@ -340,8 +340,12 @@ class Pipeline:
         seeds, size = job.seeds, job.room.group
         done: list[Latents] = []
         while seeds:
-            tokens = conditioning.context.shape[1]
-            size = min(size, self._most_images(job, tokens, len(seeds)))
+            tokens, wanted = conditioning.context.shape[1], min(size, len(seeds))
+            most = self._most_images(job, tokens, wanted)
+            # Of a budget the forecast knows that these fit once the other stages hold nothing.
+            if most < wanted and job.forecast is not None and self._make_room("denoise"):
+                continue
+            size = min(size, most)
             groups = len(done) + -(-len(seeds) // size)
 
             def report(evaluation: int, evaluations: int, groups: int = groups) -> None:

@@ -10,7 +10,7 @@ from diffusion_rt.engines.native.budget import BudgetedDevice
 from diffusion_rt.engines.native.executor import Choose
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.libraries import open_libraries
-from diffusion_rt.engines.native.needed import target_of
+from diffusion_rt.engines.native.needed import Target, target_of
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.engines.spec import Precision
@@ -37,36 +37,53 @@ def open_native(
     device memory to take at most. With `overlap` kernels start before the one ahead has ended; it
     is off as long as no GPU has shown it to be right. `libraries` are opened where a build has
     measured with them. `choose` takes one of an operation's ways; without it, the fastest that was
-    measured, or else the likely fastest. Kernels for a picture of `size` (width and height in
-    pixels, the model's own where it is None) are compiled here where they are missing, and
-    `progress` hears of them; what another size wants beside them is compiled when it is drawn.
-    Raises BadInput where there is no driver or no GPU, where the GPU is too old, and where a kernel
-    has to be compiled and cannot be.
+    measured here, or that a shipped table has, or else the likely fastest. Kernels for a picture of
+    `size` (width and height in pixels, the model's own where it is None) are compiled here where
+    they are missing, and `progress` hears of them; what another size wants beside them is compiled
+    when it is drawn. Raises BadInput where there is no driver or no GPU, where the GPU is too old,
+    and where a kernel has to be compiled and cannot be. Where anything is raised `gpu` is closed.
     """
     gpu = gpu or open_gpu()
-    if budget is not None:
-        gpu.device = BudgetedDevice(gpu.device, budget)
+    try:
+        if budget is not None:
+            gpu.device = BudgetedDevice(gpu.device, budget)
+        precision = precision or usual_precision(folder)
+        target = target_of(folder, precision, buckets=[size] if size else [])
+        graphs = _graphs(target, gpu, overlap=overlap, libraries=libraries, choose=choose)
+        try:
+            graphs.compile(target, progress)
+        except BaseException:
+            graphs.close()
+            raise
+    except BaseException:
+        gpu.close()
+        raise
+    return DeviceBackend(graphs, gpu)
+
+
+def _graphs(
+    target: Target, gpu: Gpu, *, overlap: bool, libraries: bool, choose: Choose | None
+) -> NativeGraphs:
+    """The graphs, their ways chosen by what is known of this device."""
     measured = cache_folder("tactics")
     wanted = libraries and path_with_libraries(measured, gpu.device).exists()
     opened = open_libraries(gpu.device) if wanted else ()
-    tactics = Tactics(measured, key_of(gpu.device, opened))
-    for wrong in tactics.rebuilt:
-        _LOG.warning("%s", wrong)
-    precision = precision or usual_precision(folder)
-    graphs = NativeGraphs(
-        folder,
-        gpu,
-        precision=precision,
-        choose=choose or tactics.choose,
-        overlap=overlap,
-        libraries=opened,
-    )
     try:
-        graphs.compile(target_of(folder, precision, buckets=[size] if size else []), progress)
+        tactics = Tactics(measured, key_of(gpu.device, opened))
+        for wrong in tactics.rebuilt:
+            _LOG.warning("%s", wrong)
+        return NativeGraphs(
+            target.model,
+            gpu,
+            precision=target.precision,
+            choose=choose or tactics.choose,
+            overlap=overlap,
+            libraries=opened,
+        )
     except BaseException:
-        graphs.close()
+        for library in opened:
+            library.close()
         raise
-    return DeviceBackend(graphs, gpu)
 
 
 def open_host(folder: ModelFolder, *, precision: Precision | None = None) -> Backend:

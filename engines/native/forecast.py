@@ -157,8 +157,8 @@ class Forecaster:
 
 
 def gigabytes(count: int) -> str:
-    """Such as `6.1 GB`; megabytes below a tenth."""
-    return f"{count / 1e9:.1f} GB" if count >= 100_000_000 else f"{count / 1e6:.1f} MB"
+    """Such as `6.1 GB`; megabytes below one."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _pixels(work: Work) -> str:

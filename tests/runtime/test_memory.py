@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.manifest import Defaults, FileRecord, Manifest, UnetRecord, VaeRecord
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native.forecast import Forecaster, Work
+from diffusion_rt.engines.ort.backend import OrtBackend
 from diffusion_rt.runtime import memory
 from diffusion_rt.runtime.memory import (
     Fit,
@@ -24,6 +26,8 @@ from diffusion_rt.runtime.memory import (
     unet_bytes,
     weight_bytes,
 )
+from diffusion_rt.runtime.pipeline import SHIPPED, Pipeline
+from diffusion_rt.runtime.request import Request
 from support.model_folders import WEIGHTS, WIDTHS, make_model_folder, manifest_of
 
 SDXL_UNET = UnetRecord(in_channels=4, channels=(320, 640, 1280), heads=(0, 10, 20))
@@ -178,6 +182,40 @@ def test_a_full_size_model_does_not_fit_into_eight_gigabytes(
     assert "\n" not in str(error.value)
     monkeypatch.setattr(memory, "available", lambda: 32 * 10**9)
     assert 14e9 < (budget(folder) or 0) < 16e9
+
+
+def test_needs_of_less_than_a_gigabyte_are_told_in_megabytes(sdxl: Manifest) -> None:
+    with pytest.raises(BadInput, match=r"about 2 MB to denoise and \d+ MB to decode, and 0 MB is"):
+        fitted(sdxl, -1, width=64, height=64, rows=1)
+
+
+def test_tiles_that_a_budget_of_the_device_chose_draw_the_same_picture() -> None:
+    """512x512 by tiles of 256x256, which `--memory` picks where the decoder is the widest stage.
+
+    Normalisation and attention see one tile at a time: 2.5 levels of 255 were seen on average.
+    """
+    model = open_model(SHIPPED)
+    work = Work(height=64, width=64, rows=1, images=1, tokens=32)
+    whole = Forecaster(model, "float16")(work)
+    budget = (whole.denoise.total + whole.decode.total) // 2
+    request = Request(
+        prompt="a large red circle on a white background",
+        width=512,
+        height=512,
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        seed=7,
+    )
+    pictures = []
+    for room, tile in ((None, None), (budget, 32)):
+        with Pipeline(model, OrtBackend(model), memory=room) as pipeline:
+            assert pipeline.settle(request).room.tile == tile
+            (image,) = pipeline.generate(request).images
+            pictures.append(np.asarray(image).astype(float))
+    one, tiled = pictures
+    assert one.std() > 20
+    assert 0 < np.abs(tiled - one).mean() < 5
+    assert np.corrcoef(one.ravel(), tiled.ravel())[0, 1] > 0.99
 
 
 def sparse_sdxl(path: Path) -> ModelFolder:

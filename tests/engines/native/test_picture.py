@@ -1,5 +1,6 @@
 """Prompt to pixels by the native engine on the simulator: as the host draws, in less memory too."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_rt.__main__ import main
+from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.backend import DeviceBackend
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.loop import DeviceDenoiser
-from diffusion_rt.engines.errors import NoKernel, OutOfMemory
+from diffusion_rt.engines.errors import BadInput, NoKernel, OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
+from diffusion_rt.engines.native import backend as opening
 from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.forecast import Forecaster, Work
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.host_backend import HostBackend
+from diffusion_rt.engines.native.tactics import path_with_libraries
+from diffusion_rt.kernels.compile import CompileError
 from diffusion_rt.kernels.driver.simulator import Simulator
 from diffusion_rt.kernels.driver.simulator.buffers import SimulatedBuffer
 from diffusion_rt.runtime.decode import Decoder
@@ -112,6 +117,65 @@ def test_less_memory_takes_the_parts_in_turn_and_draws_the_same(model: ModelFold
             same(pipeline.generate(request), wanted)
         assert pipeline.settle(request).forecast is not None
     assert 0.7 * forecast.in_turn < device.peak <= budget
+
+
+def test_as_many_are_denoised_together_as_the_forecast_says(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the other stages hold memory when it is asked how many fit."""
+    forecaster = Forecaster(model, "float32")
+    budget = forecaster(replace(WORK, rows=1, images=3)).denoise.total
+    assert forecaster(replace(WORK, rows=1, images=4)).denoise.total > budget
+    backend = open_native(model, precision="float32", budget=budget, gpu=simulated_gpu(arch=80))
+    together: list[int] = []
+
+    def denoised(self: DeviceDenoiser, *, start: NDArray[np.float32], **rest: object) -> object:
+        together.append(len(start))
+        return real(self, start=start, **rest)
+
+    real: Callable[..., object] = DeviceDenoiser.__call__
+    monkeypatch.setattr(DeviceDenoiser, "__call__", denoised)
+    request = asked(num_inference_steps=1, guidance_scale=1.0, num_images_per_prompt=4)
+    with Pipeline(model, backend, memory=budget) as pipeline:
+        monkeypatch.setattr(pipeline, "_forecaster", forecaster)
+        assert pipeline.settle(request).room.group == 3
+        found = pipeline.generate(request)
+    assert together == [3, 1]
+    same(found, drawn(model, request))
+
+
+def test_what_fails_when_opening_leaves_no_device_open(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    monkeypatch.setattr(Simulator, "close", lambda self: closed.append("device"))
+
+    class Old(Simulator):
+        arch = 75
+
+    class Library:
+        version = "library-1"
+
+        def close(self) -> None:
+            closed.append("library")
+
+    def refused(*_: object) -> None:
+        raise CompileError("no compiler")
+
+    with pytest.raises(BadInput, match="sm_75, sm_80 or newer"):
+        open_native(model, gpu=Gpu(Old(), HostImages()))
+    assert closed == ["device"]
+    gpu = simulated_gpu(arch=80)
+    monkeypatch.setattr(gpu, "compile", refused)
+    with pytest.raises(CompileError):
+        open_native(model, gpu=gpu, budget=1 << 30)
+    assert closed == ["device"] * 2
+    old = Gpu(Old(), HostImages())
+    path_with_libraries(cache_folder("tactics"), old.device).touch()
+    monkeypatch.setattr(opening, "open_libraries", lambda device: (Library(),))
+    with pytest.raises(BadInput, match="sm_75"):
+        open_native(model, gpu=old)
+    assert closed == ["device", "device", "library", "device"]
 
 
 def test_the_command_line_draws_by_launches_and_by_their_references(
