@@ -25,7 +25,7 @@ def open_native(
     precision: Precision | None = None,
     budget: int | None = None,
     gpu: Gpu | None = None,
-    overlap: bool = False,
+    overlap: bool | None = None,
     libraries: bool = True,
     choose: Choose | None = None,
     size: tuple[int, int] | None = None,
@@ -34,14 +34,15 @@ def open_native(
     """The graphs of a model folder on a GPU, the first one where none is given.
 
     `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
-    device memory to take at most. With `overlap` kernels start before the one ahead has ended; it
-    is off as long as no GPU has shown it to be right. `libraries` are opened where a build has
-    measured with them. `choose` takes one of an operation's ways; without it, the fastest that was
-    measured here, or that a shipped table has, or else the likely fastest. Kernels for a picture of
-    `size` (width and height in pixels, the model's own where it is None) are compiled here where
-    they are missing, and `progress` hears of them; what another size wants beside them is compiled
-    when it is drawn. Raises BadInput where there is no driver or no GPU, where the GPU is too old,
-    and where a kernel has to be compiled and cannot be. Where anything is raised `gpu` is closed.
+    device memory to take at most. With `overlap` kernels start before the one ahead has ended; None
+    is what a build has found to be right and faster here, and off where none has tried. `libraries`
+    are opened where a build has measured with them. `choose` takes one of an operation's ways;
+    without it, the fastest that was measured here, or that a shipped table has, or else the likely
+    fastest. Kernels for a picture of `size` (width and height in pixels, the model's own for None)
+    are compiled here where they are missing, and `progress` hears of them; what another size wants
+    beside them is compiled when it is drawn. Raises BadInput where there is no driver or no GPU,
+    where the GPU is too old, and where a kernel has to be compiled and cannot be. Where anything is
+    raised `gpu` is closed.
     """
     gpu = gpu or open_gpu()
     try:
@@ -62,7 +63,7 @@ def open_native(
 
 
 def _graphs(
-    target: Target, gpu: Gpu, *, overlap: bool, libraries: bool, choose: Choose | None
+    target: Target, gpu: Gpu, *, overlap: bool | None, libraries: bool, choose: Choose | None
 ) -> NativeGraphs:
     """The graphs, their ways chosen by what is known of this device."""
     measured = cache_folder("tactics")
@@ -77,7 +78,7 @@ def _graphs(
             gpu,
             precision=target.precision,
             choose=choose or tactics.choose,
-            overlap=overlap,
+            overlap=bool(tactics.overlap) if overlap is None else overlap,
             libraries=opened,
         )
     except BaseException:

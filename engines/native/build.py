@@ -20,6 +20,7 @@ from diffusion_rt.engines.native.libraries import open_libraries
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.needed import Target, needed, runs, target_of
+from diffusion_rt.engines.native.overlapping import FIRST_ARCH, choose_overlap
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.native.ways import Chip, Library
@@ -29,6 +30,7 @@ from diffusion_rt.kernels.catalogue import ARCHS, Variant
 from diffusion_rt.kernels.driver import Device, NoDriver, limits_of, open_device
 
 Report = Callable[[str, int, int], None]  # (stage, done, total)
+LOOP = "unet_step"  # the graph that runs once a step
 ROWS = (2, 1)  # of the UNet for each image: with guidance and without
 
 _LOG = logging.getLogger(__name__)
@@ -112,6 +114,7 @@ def measured(
 ) -> Built:
     """Run each of `graphs` at every size once, and measure what is not known yet.
 
+    Then the graph of the loop is run whole, with launches that overlap and without.
     What there is no memory for is said and left out, but for the first size of a graph. `libraries`
     are closed.
     """
@@ -133,10 +136,16 @@ def measured(
                         raise
                     _LOG.warning("not measured: %s", short)
                 tried.add(graph)
+            if count or not tactics.path.exists():
+                tactics.save()
+            if LOOP in tried and gpu.device.arch >= FIRST_ARCH and tactics.overlap is None:
+                count += 1
+                opened.choose_anew(tactics.choose)
+                with translated(f"measure {LOOP}"):
+                    sizes = next(sizes for graph, sizes in runs(target) if graph == LOOP)
+                    choose_overlap(opened, LOOP, sizes, tactics)
         finally:
             opened.close()
-        if count or not tactics.path.exists():
-            tactics.save()
     seconds = time.perf_counter() - started
     return Built("tactics", tactics.path, tactics.path.stat().st_size, seconds, kept=not count)
 

@@ -65,7 +65,8 @@ class NativeGraphs:
         self.folder, self.gpu = folder, gpu
         self._precision = precision
         self._choose = choose
-        self._overlap = overlap
+        self.overlap = overlap
+        """Of engines that are bound from now on."""
         self._libraries = libraries
         device = gpu.device
         with translated("the native engine"):
@@ -117,6 +118,12 @@ class NativeGraphs:
         """The plan of a graph at one size, its ways chosen; no weight is read."""
         chip = Chip(self.gpu.device.limits, self._encode, self._libraries, self.gpu.plain)
         return Program(plan_of(self.folder, graph, sizes, dtype), chip, self._choose)
+
+    def choose_anew(self, choose: Choose) -> None:
+        """Let every size that is bound from now on run as `choose` says."""
+        self._choose = choose
+        for loaded in self._loaded.values():
+            loaded.forget_plans()
 
     def compile(self, target: Target, progress: Progress | None = None) -> None:
         """Compile the kernels of a target, as they are chosen; no weight is read.
@@ -170,7 +177,7 @@ class NativeGraphs:
         if isinstance(call, LibraryCall):
             return call.enqueue
         kernel, launch = self.gpu.kernel(call.variant), call.launch
-        if self._overlap and self.gpu.may_overlap(call.variant):
+        if self.overlap and self.gpu.may_overlap(call.variant):
             launch = replace(launch, overlap=True)
         return launching(kernel, launch, call.arguments)
 
@@ -275,6 +282,10 @@ class LoadedGraph:
             self._programs.popitem(last=False)
         return self._programs[key]
 
+    def forget_plans(self) -> None:
+        """Plan every size anew when it is asked for."""
+        self._programs.clear()
+
     def program(self, sizes: Mapping[str, int]) -> Program:
         """The same, with kernels, weights and arena there for it. Raises OutOfMemory."""
         program, graphs = self._with_kernels(sizes), self._graphs
@@ -298,7 +309,7 @@ class LoadedGraph:
         program, gpu = self.planned(sizes), self._graphs.gpu
         gpu.prepare(program.variants)
         if gpu.plain and any(variant.suffix for variant in program.variants):
-            self._programs.clear()
+            self.forget_plans()
             program = self.planned(sizes)
             gpu.prepare(program.variants)
         return program

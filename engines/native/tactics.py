@@ -66,6 +66,7 @@ class Key:
 class _Content:
     key: Key
     operations: Mapping[Text, Measured]
+    overlap: bool | None = None  # whether launches overlap; None where that was not tried
 
 
 class Tactics:
@@ -79,6 +80,8 @@ class Tactics:
         self.path = path_of(folder, key)
         self.rebuilt: list[str] = []
         """What was wrong with a file that is not used, for the caller to tell."""
+        self.overlap: bool | None = None
+        """Whether launches that overlap were right and faster here; None where nobody has tried."""
         self._key = key
         self._found: dict[str, Measured] = {}
         self._shipped: list[tuple[Origin, dict[str, str]]] = []
@@ -120,6 +123,7 @@ class Tactics:
     def forget(self) -> None:
         """Know nothing any more; the file stays until `save`."""
         self._found.clear()
+        self.overlap = None
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the file against another process that measures; BadInput at once where one does."""
@@ -127,7 +131,8 @@ class Tactics:
 
     def save(self) -> None:
         """Write everything that is known, whole or not at all."""
-        content = asdict(_Content(key=self._key, operations=dict(sorted(self._found.items()))))
+        operations = dict(sorted(self._found.items()))
+        content = asdict(_Content(key=self._key, operations=operations, overlap=self.overlap))
         body = json.dumps(content, sort_keys=True)
         whole = {"version": VERSION, "sha256": _hash(body), "content": content}
         with writing(self.path) as file:
@@ -158,6 +163,7 @@ class Tactics:
             self.rebuilt.append(f"{self.path}: {wrong}; measured anew by diffusion-rt build")
             return
         self._found = dict(content.operations)
+        self.overlap = content.overlap
 
 
 def _content(path: Path) -> _Content:
