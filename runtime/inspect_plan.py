@@ -184,7 +184,7 @@ def _notes(found: Mapping[str, Any], flops: Mapping[str, int], graph: str) -> It
     shared, apart = (_mb(detailed[key]) for key in ("arena", "arena_unshared"))
     yield f"The buffers of {graph} share {shared} MB; apart they would take {apart} MB."
     chosen = ", ".join(f"{count} {origin}" for origin, count in detailed["chosen"].items())
-    yield f"Ways to run the operations of {graph}: {chosen}."
+    yield f"Ways to run {graph}, by who chose them: {chosen}."
     yield "Times are reckoned at these rates, not measured; no cache is counted on."
     for name, one in found["graphs"].items():
         if one["refused"]:

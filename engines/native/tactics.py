@@ -29,8 +29,10 @@ VERSION = 2
 MAX_BYTES = 16 << 20
 MAX_OPERATIONS = 50_000
 
-Origin = Literal["measured", "shipped, measured", "shipped, reckoned", "cost model", "only one"]
-"""Where a choice comes from, the most trusted first; `only one`: there is nothing to choose."""
+Origin = Literal[
+    "measured here", "shipped (measured)", "shipped (reckoned)", "cost model", "no choice"
+]
+"""Where a choice comes from, the most trusted first; `no choice`: there is one way alone."""
 
 Choose = Callable[[Ways], tuple[Way, Origin]]
 
@@ -99,7 +101,7 @@ class Tactics:
     def chosen(self, ways: Ways) -> tuple[Way, Origin]:
         """The way to take, and who says so; one that is not there any more is passed over."""
         if len(ways.ways) == 1:
-            return ways.ways[0], "only one"
+            return ways.ways[0], "no choice"
         for origin, name in self._named(ways.sizes):
             for way in ways.ways:
                 if way.name == name:
@@ -108,7 +110,7 @@ class Tactics:
 
     def knows(self, ways: Ways) -> bool:
         """Whether there is nothing to measure here: one way alone, or the fastest was measured."""
-        return self.chosen(ways)[1] in ("only one", "measured")
+        return self.chosen(ways)[1] in ("no choice", "measured here")
 
     def measured(self) -> Mapping[str, Measured]:
         """All that was measured here, by the sizes."""
@@ -140,14 +142,14 @@ class Tactics:
 
     def _named(self, sizes: str) -> Iterator[tuple[Origin, str]]:
         if sizes in self._found:
-            yield "measured", self._found[sizes].way
+            yield "measured here", self._found[sizes].way
         yield from ((origin, names[sizes]) for origin, names in self._shipped if sizes in names)
 
     def _read_shipped(self, folder: Path) -> None:
         try:
             for table in read_tables(self._key.arch, folder):
                 if table.multiprocessors == self._key.multiprocessors:
-                    origin: Origin = f"shipped, {table.source}"  # type: ignore[assignment]
+                    origin: Origin = f"shipped ({table.source})"  # type: ignore[assignment]
                     self._shipped.append((origin, table.of_sizes()))
         except BadInput as wrong:
             self.rebuilt.append(f"{wrong}; install diffusion-rt again")
@@ -184,7 +186,8 @@ def read_measured(path: Path) -> tuple[Key, Mapping[str, Measured]]:
     try:
         content = _content(path)
     except BadInput as wrong:
-        raise BadInput(f"{path}: {wrong}; measure again with diffusion-rt build") from None
+        said = str(wrong).removeprefix(f"{path}: ")
+        raise BadInput(f"{path}: {said}; measure again with diffusion-rt build") from None
     return content.key, content.operations
 
 

@@ -41,7 +41,10 @@ def test_the_examples_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
         # What follows the reading of the flags is not for this test.
         for first in ("check_peers", "require", "origin", "subject_and_cases"):
             monkeypatch.setattr(reading, first, stop)
-        for first in ("bench.kernels.check", "bench.bare.strip", "engines.model_folder.open_model"):
+        for first in (
+            *("bench.kernels.check", "bench.bare.strip", "engines.model_folder.open_model"),
+            *("bench.tactics_table.measured", "bench.tactics_table.reckoned"),
+        ):
             monkeypatch.setattr(f"diffusion_rt.{first}", stop)
         monkeypatch.setattr("diffusion_rt.bench.machine.checkout", stop)
         with pytest.raises(InterruptedError):

@@ -164,7 +164,7 @@ def test_who_chose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the model at first, then by what was measured on a chip of that kind."""
     top = roof("l4")
     found = inspect_plan(SHIPPED, chip="l4")["graphs"]["unet_step"]
-    assert set(found["chosen"]) == {"only one", "cost model"}
+    assert set(found["chosen"]) == {"no choice", "cost model"}
     assert sum(found["chosen"].values()) == found["operations"]
     plan = plan_of(open_model(SHIPPED), "unet_step", SMALL)
     chip = Chip(limits_under(top))
@@ -175,12 +175,12 @@ def test_who_chose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     tactics.save()
     choose = of_kind("L4", limits_under(top)).chosen
     same = sum(found.sizes == options[0].sizes for found in options)
-    assert kernel_counts(plan, top, choose).chosen["measured"] == same
-    assert choose(options[0]) == (options[0].ways[-1], "measured")
+    assert kernel_counts(plan, top, choose).chosen["measured here"] == same
+    assert choose(options[0]) == (options[0].ways[-1], "measured here")
     other = replace(limits_under(top), multiprocessors=57)
     assert of_kind("L4", other).chosen(options[0])[1] == "cost model"
     text = report(inspect_plan(SHIPPED, bucket="64x64", chip="l4"))
-    assert re.search(r"Ways to run the operations of unet_step: .*\d+ measured", text)
+    assert re.search(r"Ways to run unet_step, by who chose them: .*\d+ measured here", text)
 
 
 def test_chips_are_compared_on_one_basis() -> None:

@@ -97,16 +97,16 @@ def test_what_ships_is_taken_until_it_was_measured(tmp_path: Path) -> None:
         way, origin = of.chosen(some("first", "second", "third", sizes=sizes))
         return way.name, origin
 
-    assert chosen("a") == ("second", "shipped, reckoned")  # a measured way that is gone
-    assert chosen("b") == ("third", "shipped, measured")
-    assert chosen("c") == ("second", "shipped, reckoned")
+    assert chosen("a") == ("second", "shipped (reckoned)")  # a measured way that is gone
+    assert chosen("b") == ("third", "shipped (measured)")
+    assert chosen("c") == ("second", "shipped (reckoned)")
     assert chosen("d") == chosen("e") == ("first", "cost model")
-    assert found.chosen(some("only"))[1] == "only one"
+    assert found.chosen(some("only"))[1] == "no choice"
     ways = some("first", "second", "third", sizes="b")
     assert not found.knows(ways)
     assert len(found) == 0
     found.put(ways, ways.ways[0], 1.0)
-    assert chosen("b") == ("first", "measured")
+    assert chosen("b") == ("first", "measured here")
     for other in (replace(KEY, multiprocessors=114), replace(KEY, arch=80)):
         assert chosen("c", Tactics(tmp_path, other, tables)) == ("first", "cost model")
 
