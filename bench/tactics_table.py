@@ -7,10 +7,8 @@ from pathlib import Path
 from diffusion_rt.bench.gpu_model import TACTICS
 from diffusion_rt.bench.gpu_rows import TIME
 from diffusion_rt.bench.records import Record, read
-from diffusion_rt.engines.artefact import read_bytes
 from diffusion_rt.engines.errors import BadInput
-from diffusion_rt.engines.manifest import MAX_BYTES, NAME, parse_manifest
-from diffusion_rt.engines.model_folder import ModelFolder
+from diffusion_rt.engines.model_folder import open_model
 from diffusion_rt.engines.native import reckon
 from diffusion_rt.engines.native.chips import roof
 from diffusion_rt.engines.native.needed import target_of
@@ -56,7 +54,8 @@ def reckoned(
     with tempfile.TemporaryDirectory() as name:
         with tarfile.open(graphs) as archive:
             archive.extractall(name, filter="data")
-        target = target_of(_without_weights(Path(name)), "float16", buckets=sizes, rows=ROWS)
+        model = open_model(Path(name), weights=False)
+        target = target_of(model, "float16", buckets=sizes, rows=ROWS)
         return top.arch, reckon.reckoned(target, top)
 
 
@@ -90,9 +89,3 @@ def _record(folder: Path) -> Record:
         if named == (TIME, "build", "native") and record.run:
             return record
     raise BadInput(f"{folder}: no record of a native build; run bench/gpu.py --parts native again")
-
-
-def _without_weights(folder: Path) -> ModelFolder:
-    """A model folder of which only graphs and manifest are here: plans need no more."""
-    content = read_bytes(folder / NAME, MAX_BYTES)
-    return ModelFolder(folder, parse_manifest(content, NAME), "0" * 64)
