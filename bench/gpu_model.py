@@ -71,7 +71,7 @@ def native(sink: Sink) -> None:
     """One evaluation and one decoded picture against the host; then a step, a decode, a picture.
 
     These are timed before and after the ways to run each operation were measured, then with
-    launches that overlap, and with NVIDIA's libraries where they are.
+    NVIDIA's libraries where they are, and with launches that overlap.
     """
     folder = model_of(sink, "native")
     if folder is None:
@@ -90,20 +90,21 @@ def native(sink: Sink) -> None:
     if sink.deadline - time.time() < REMAIN:
         sink.not_run("native", "out of time before its ways were measured")
         return
-    if not _build(sink, folder, "native", extent):
+    if not _build(sink, folder, "native", extent, "--no-overlap"):
         return
     keep_tactics(sink)
-    # One change at a time: what a build has found of overlapping launches is left out.
-    one = _time(sink, folder, "native", extent, partial(open_native, overlap=False))
-    opened = partial(open_native, overlap=True)
+    ours = partial(open_native, libraries=False, overlap=False)
+    one = _time(sink, folder, "native", extent, ours)
+    libraries = ("--libraries", "--no-overlap")
+    if all(map(importable, LIBRARIES)) and _build(sink, folder, "native", extent, *libraries):
+        _time(sink, folder, "native, libraries", extent, partial(open_native, overlap=False))
+    # Last: where such a launch hangs, the rest is there.
+    opened = partial(open_native, libraries=False, overlap=True)
     other = _time(sink, folder, "native, launches overlap", extent, opened)
     if one is not None and other is not None:
         same = one.latents.tobytes() == other.latents.tobytes()
         setting = _setting(folder, extent, "native, launches overlap")
         sink.checked("overlap", 0.0 if same else math.inf, setting)
-    if all(map(importable, LIBRARIES)) and _build(sink, folder, "native", extent, "--libraries"):
-        apart = partial(open_native, overlap=False)
-        _time(sink, folder, "native, libraries", extent, apart)
 
 
 def tensorrt(sink: Sink) -> None:

@@ -78,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput("--pack-weights is for --engine native; TensorRT's engines hold theirs")
     if found.libraries:
         raise BadInput("--libraries is for --engine native; TensorRT brings its own")
+    if not found.overlap:
+        raise BadInput("--no-overlap is for --engine native; leave it out")
     return _tensorrt(found)
 
 
@@ -116,6 +118,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure cuBLASLt and cuDNN too, where nvmath-python or nvidia-cudnn-frontend is "
         "installed, and run them where they are faster than our kernels; until a build without "
         "this flag",
+    )
+    native.add_argument(
+        "--no-overlap",
+        dest="overlap",
+        action="store_false",
+        help="from sm_90 on, do not try a step whose launches overlap; they stay off then",
     )
     native.add_argument(
         "--pack-weights",
@@ -311,6 +319,7 @@ def _native(found: argparse.Namespace) -> int:
             archs=archs,
             force=found.force,
             libraries=found.libraries,
+            overlap=found.overlap,
             pack_weights=found.pack_weights,
             progress=report,
         )

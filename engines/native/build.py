@@ -55,6 +55,7 @@ def build(
     archs: tuple[int, ...] | None = None,
     force: bool = False,
     libraries: bool = False,
+    overlap: bool = True,
     pack_weights: bool = False,
     progress: Report = lambda stage, done, total: None,
 ) -> list[Built]:
@@ -65,9 +66,11 @@ def build(
     that ship, or the likely fastest. With `archs` kernels are compiled for these chips and nothing
     is measured. Kernels are kept under the hash of all they are made from; `force` measures and
     packs anew. With `libraries` those that are installed are measured too, and run where they are
-    faster, until a build without. With `pack_weights` those of every graph are kept as a device
-    wants them. Raises BadInput where there is no GPU and no `archs`, no compiler, none of the
-    libraries asked for, no room for weights, and where the model has a node that no kernel runs.
+    faster, until a build without. Without `overlap` launches that overlap are not tried, and stay
+    off where they were not tried before. With `pack_weights` those of every graph are kept as a
+    device wants them. Raises BadInput where there is no GPU and no `archs`, no compiler, none of
+    the libraries asked for, no room for weights, and where the model has a node that no kernel
+    runs.
     """
     precision = usual_precision(model)
     target = target_of(model, precision, buckets=buckets, images=images, rows=ROWS)
@@ -93,7 +96,15 @@ def build(
         opened = _opened(device) if libraries else ()
         tactics = Tactics(folder, key_of(device, opened))
         made.append(
-            measured(target, gpu, tactics, force=force, libraries=opened, progress=progress)
+            measured(
+                target,
+                gpu,
+                tactics,
+                force=force,
+                libraries=opened,
+                overlap=overlap,
+                progress=progress,
+            )
         )
         if not libraries:
             path_with_libraries(folder, device).unlink(missing_ok=True)
@@ -110,11 +121,12 @@ def measured(
     force: bool,
     progress: Report,
     libraries: tuple[Library, ...] = (),
+    overlap: bool = True,
     graphs: Collection[str] = GRAPHS,
 ) -> Built:
     """Run each of `graphs` at every size once, and measure what is not known yet.
 
-    Then the graph of the loop is run whole, with launches that overlap and without.
+    Then, with `overlap`, the graph of the loop is run whole, its launches overlapping and not.
     What there is no memory for is said and left out, but for the first size of a graph. `libraries`
     are closed.
     """
@@ -138,7 +150,8 @@ def measured(
                 tried.add(graph)
             if count or not tactics.path.exists():
                 tactics.save()
-            if LOOP in tried and gpu.device.arch >= FIRST_ARCH and tactics.overlap is None:
+            wanted = overlap and LOOP in tried and tactics.overlap is None
+            if wanted and gpu.device.arch >= FIRST_ARCH:
                 count += 1
                 opened.choose_anew(tactics.choose)
                 with translated(f"measure {LOOP}"):

@@ -136,6 +136,7 @@ def test_flags_reach_the_builder(
         (["--engine", "trt", "--archs", "90"], "--archs is for --engine native"),
         (["--engine", "trt", "--pack-weights"], "--pack-weights is for --engine native"),
         (["--engine", "trt", "--libraries"], "--libraries is for --engine native"),
+        (["--engine", "trt", "--no-overlap"], "--no-overlap is for --engine native"),
         (["--engine", "native", "--stripped"], "--stripped is for --engine trt"),
         (["--engine", "native", "--archs", "x"], "wants chips such as 80,90"),
         (
@@ -270,6 +271,7 @@ def test_native_is_handed_over(
         "archs": (80, 90),
         "force": False,
         "libraries": False,
+        "overlap": True,
         "pack_weights": False,
     }
     _, out, _ = run([model, *flags], capsys)

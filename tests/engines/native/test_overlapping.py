@@ -143,13 +143,16 @@ def test_a_build_tries_once_and_what_opens_after_it_does_so(
     monkeypatch.setattr(overlapping, "trial", found)
     monkeypatch.setattr(building, "_measure", lambda *_: 0)
 
-    def built(arch: int, force: bool = False) -> Built:
+    def built(arch: int, force: bool = False, overlap: bool = True) -> Built:
         gpu = simulated_gpu(arch=arch)
         tactics = Tactics(cache_folder("tactics"), key_of(gpu.device))
         target = Target(model, [(32, 32)], [1], 32, "float32", (2, 1))
-        return measured(target, gpu, tactics, force=force, progress=lambda *_: None)
+        return measured(
+            target, gpu, tactics, force=force, overlap=overlap, progress=lambda *_: None
+        )
 
     assert built(80).kept
+    assert built(90, overlap=False).kept
     assert tried == []
     assert not built(90).kept
     assert built(90).kept
