@@ -24,7 +24,7 @@ from diffusion_rt.engines.device.gpu import Gpu, open_gpu
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.lower import plan_of
-from diffusion_rt.engines.native.tactics import read_measured
+from diffusion_rt.engines.native.tactics import Tactics, read_measured
 from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.kernels.cache import Progress
@@ -264,8 +264,11 @@ def keep_tactics(sink: Sink) -> None:
         newest = max(found, key=lambda path: path.stat().st_mtime)
         with writing(sink.output / TACTICS) as file:
             file.write(newest.read_bytes())
-        count = len(read_measured(newest)[1])
-        sink.say("tactics", "noted", f"of {count} sizes, in {TACTICS}", shown=False)
+        key, known = read_measured(newest)
+        tried = Tactics(newest.parent, key).overlap
+        overlap = {True: "taken", False: "left off", None: "not tried"}[tried]
+        note = f"of {len(known)} sizes, in {TACTICS}; launches that overlap are {overlap}"
+        sink.say("tactics", "noted", note, shown=False)
 
 
 def _setting(folder: ModelFolder, extent: Extent, engine: str) -> dict[str, str | int | float]:

@@ -26,7 +26,7 @@ from diffusion_rt.engines.native.plan import Plan
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.reckon import limits_under
 from diffusion_rt.engines.native.roofline import by_kind, total
-from diffusion_rt.engines.native.tactics import Choose, of_kind
+from diffusion_rt.engines.native.tactics import Chosen, of_kind
 from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.engines.trt.buckets import Bucket
 
@@ -123,7 +123,7 @@ def sizes_of(folder: ModelFolder, graph: str, bucket: Bucket, images: int) -> di
     }
 
 
-def _described(plan: Plan, top: Roof, choose: Choose) -> dict[str, Any]:
+def _described(plan: Plan, top: Roof, choose: Chosen) -> dict[str, Any]:
     counts = kernel_counts(plan, top, choose)
     kinds = by_kind(plan, top, counts.kernels)
     whole = asdict(total(kinds.values()))

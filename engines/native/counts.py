@@ -9,7 +9,7 @@ from diffusion_rt.engines.native.chips import Roof
 from diffusion_rt.engines.native.launches import ways
 from diffusion_rt.engines.native.plan import Plan, launches
 from diffusion_rt.engines.native.reckon import limits_under
-from diffusion_rt.engines.native.tactics import Choose, Origin
+from diffusion_rt.engines.native.tactics import Chosen, Origin
 from diffusion_rt.engines.native.ways import Chip
 
 
@@ -25,7 +25,7 @@ class Counts:
     refused: tuple[str, ...]
 
 
-def kernel_counts(plan: Plan, roof: Roof, choose: Choose) -> Counts:
+def kernel_counts(plan: Plan, roof: Roof, choose: Chosen) -> Counts:
     """Of the tactics that are chosen.
 
     An operation that no kernel takes counts as `plan.launches` says.

@@ -34,7 +34,7 @@ Origin = Literal[
 ]
 """Where a choice comes from, the most trusted first; `no choice`: there is one way alone."""
 
-Choose = Callable[[Ways], tuple[Way, Origin]]
+Chosen = Callable[[Ways], tuple[Way, Origin]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,6 @@ class Tactics:
     def knows(self, ways: Ways) -> bool:
         """Whether there is nothing to measure here: one way alone, or the fastest was measured."""
         return self.chosen(ways)[1] in ("no choice", "measured here")
-
-    def measured(self) -> Mapping[str, Measured]:
-        """All that was measured here, by the sizes."""
-        return self._found
 
     def put(self, ways: Ways, fastest: Way, microseconds: float) -> None:
         """Note a measurement; `save` keeps it."""

@@ -19,6 +19,7 @@ from diffusion_rt.engines.native.tactics import (
     read_measured,
 )
 from diffusion_rt.engines.native.ways import Way, Ways
+from diffusion_rt.kernels.driver import limits_of
 from diffusion_rt.kernels.driver.simulator import Simulator
 
 KEY = Key(chip="NVIDIA H200", arch=90, multiprocessors=132, driver="13.0", kernels="0123")
@@ -126,6 +127,17 @@ def test_a_file_of_measurements_says_what_it_is_of(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(BadInput, match="measure again with diffusion-rt build"):
         read_measured(path)
+
+
+def test_who_has_no_home_chooses_by_what_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> Path:
+        raise BadInput("user 7 has no home for a cache")
+
+    monkeypatch.setattr(tactics, "cache_path", none)
+    found = tactics.of_kind("H200", limits_of(90))
+    assert len(found) == 0
+    assert not found.rebuilt
+    assert found.chosen(some("first", "second"))[1] == "cost model"
 
 
 def test_a_file_copied_from_another_chip_is_not_used_and_said(tmp_path: Path) -> None:
