@@ -128,6 +128,9 @@ PLANTED = [
     ("network.py", "set_weights_name(trt.Weights(values), name)", "set_weights_name(name, values)"),
     ("refit.py", "trt.Weights(TYPES[given.dtype],", "trt.Weights(given.dtype,"),
     ("messages.py", "severity: trt.ILogger.Severity", "severity: str"),
+    ("plugin.py", "trtp.cdiv(", "trtp.ceil_div("),
+    ("plugin.py", "trtp.SymExprs(len(integers))", "trtp.SymExprs(size=len(integers))"),
+    ("plugin.py", "grid_y=heads", "grid_y=str(heads)"),
 ]
 
 
