@@ -17,7 +17,7 @@ from diffusion_rt.engines import choose
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.gpu import Gpu
 from diffusion_rt.engines.device.protocol import AT_ONCE
-from diffusion_rt.engines.errors import BadInput, Fault, OutOfMemory
+from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.ort.backend import OrtBackend
 from diffusion_rt.engines.protocol import Evaluations
@@ -29,7 +29,6 @@ from diffusion_rt.engines.trt.options import Options
 from diffusion_rt.engines.trt.plan_file import open_plan, read_header, write_plan
 from diffusion_rt.runtime.decode import Decoder
 from diffusion_rt.runtime.pipeline import Pipeline
-from support.simulated_tensorrt import IExecutionContext
 from support.tensorrt_bench import (
     COVERAGE,
     PROMPT,
@@ -181,32 +180,6 @@ def test_plans_of_another_machine_or_model(model: ModelFolder, gpu: Gpu, tmp_pat
     assert "TensorRT does not load it" in refusal(other, gpu)
 
 
-@pytest.mark.usefixtures("simulated")
-def test_scratch_that_tensorrt_does_not_tell(
-    model: ModelFolder,
-    gpu: Gpu,
-    pipelines: tuple[Pipeline, Pipeline],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """0 is how it says that it failed: what the profile needs is taken, or the failure told."""
-    wanted, _ = drawn(pipelines[1])
-    monkeypatch.setattr(IExecutionContext, "update_device_memory_size_for_shapes", lambda self: 0)
-    with Pipeline(model, open_trt(model, gpu)) as pipeline:
-        found, _ = drawn(pipeline)
-    np.testing.assert_array_equal(found, wanted)
-
-    def failing(self: Any) -> int:
-        self._refuse("the shapes could not be resolved")
-        return 0
-
-    monkeypatch.setattr(IExecutionContext, "update_device_memory_size_for_shapes", failing)
-    with (
-        Pipeline(model, open_trt(model, gpu)) as pipeline,
-        pytest.raises(Fault, match="does not say what it needs: the shapes could not be resolved"),
-    ):
-        drawn(pipeline)
-
-
 def test_half_precision_and_a_vae_in_bfloat16(
     model: ModelFolder, gpu: Gpu, tmp_path: Path, pipelines: tuple[Pipeline, Pipeline]
 ) -> None:
@@ -240,63 +213,6 @@ def test_the_loop_gives_the_timesteps_no_more_rows_than_are_built_for(
     denoiser = open_trt(model, gpu).denoiser()
     assert denoiser(**request).shape == (images, 4, 16, 16)
     denoiser.close()
-
-
-@pytest.mark.usefixtures("simulated")
-def test_all_memory_is_given_back(model: ModelFolder, gpu: Gpu) -> None:
-    before = gpu.device.memory().free
-    with Pipeline(model, open_trt(model, gpu)) as pipeline:
-        drawn(pipeline)
-        first = gpu.device.memory().free
-        drawn(pipeline, num_images_per_prompt=2)
-        drawn(pipeline)
-        pipeline.close()
-        assert gpu.device.memory().free == before
-        drawn(pipeline)
-        assert gpu.device.memory().free == first
-    assert gpu.device.memory().free == before
-
-
-@pytest.mark.usefixtures("simulated")
-def test_too_little_memory(model: ModelFolder, gpu: Gpu) -> None:
-    with Pipeline(model, open_trt(model, gpu)) as pipeline:
-        wanted, _ = drawn(pipeline)
-        taken = gpu.device.allocate(gpu.device.memory().free - (200 << 10))
-        # Another size takes the place of the one before; too many pictures are drawn in turn.
-        assert drawn(pipeline, width=96, height=160)[0].shape == (1, 4, 20, 12)
-        assert drawn(pipeline, num_images_per_prompt=3)[0].shape == (3, 4, 16, 16)
-        taken.close()
-        found, _ = drawn(pipeline)
-        np.testing.assert_array_equal(found, wanted)
-    denoiser = open_trt(model, gpu).denoiser()
-    taken = gpu.device.allocate(gpu.device.memory().free - (200 << 10))
-    with pytest.raises(OutOfMemory) as caught:
-        denoiser(**one_evaluation())
-    for words in ("needed", "free", "fewer images", "smaller size", "nvidia-smi"):
-        assert words in str(caught.value)
-    taken.close()
-    assert denoiser(**one_evaluation()).shape == (1, 4, 16, 16)
-    denoiser.close()
-
-
-@pytest.mark.usefixtures("simulated")
-def test_a_decoder_without_memory_says_so_and_decodes_once_there_is_some(
-    model: ModelFolder, gpu: Gpu
-) -> None:
-    """Half of a size is none that was built: tiles are no way out, nor the thing to tell of."""
-    backend = open_trt(model, gpu)
-    decoder = Decoder(lambda guarded: backend.load("vae_decoder"), model.manifest.vae)
-    latent = np.random.default_rng(0).standard_normal((4, 20, 12), np.float32)
-    wanted = decoder.decode(latent, None)
-    decoder.close()
-    taken = gpu.device.allocate(gpu.device.memory().free - (64 << 10))
-    for _ in range(2):
-        with pytest.raises(OutOfMemory, match=r"vae_decoder.* is needed, .* --engine ort"):
-            decoder.decode(latent, None)
-    taken.close()
-    np.testing.assert_array_equal(decoder.decode(latent, None), wanted)
-    assert decoder.tile is None
-    decoder.close()
 
 
 def lend(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> list[str]:
