@@ -419,3 +419,7 @@ def test_pieces_cover_everything_once(
 def test_every_tile_fits_the_chip(tile: Tile) -> None:
     assert tile.shared_bytes <= CHIP.shared_bytes
     assert tile.stages >= 4
+    # The launch alone says how large clusters are: the image does not.
+    launch = Cut(tile, 3, 8, 1).launch(CHIP)
+    assert launch.cluster == ((2, 1, 1) if tile.cluster == 2 else None)
+    assert launch.grid == (3 * tile.cluster, 1, 1)

@@ -36,7 +36,7 @@ enum {
     UPDATE_FAILURE = 910,
     FUNCTION_NOT_LOADED = 913
 };
-enum { ALIGNMENT = 256, POISON = 0xFF, MAX_ARGUMENTS = 32 };
+enum { ALIGNMENT = 256, POISON = 0xFF, MAX_ARGUMENTS = 48 };
 static const size_t DEVICE_BYTES = (size_t)1 << 30;
 
 #include "stub_layout.h"
@@ -569,7 +569,10 @@ int cuLaunchKernelEx(const LaunchConfig *c, Function *f, void **arguments, void 
             memcpy(node.cluster, &c->attributes[i].value, sizeof node.cluster);
     memcpy(node.grid, c->grid, sizeof node.grid);
     memcpy(node.block, c->block, sizeof node.block);
-    for (int i = 0; f->sizes[i]; i++) memcpy(node.cells[i], arguments[i], f->sizes[i]);
+    for (int i = 0; f->sizes[i]; i++) {
+        if (i == MAX_ARGUMENTS || f->sizes[i] > sizeof node.cells[i]) return INVALID_VALUE;
+        memcpy(node.cells[i], arguments[i], f->sizes[i]);
+    }
     last_count = c->count;
     last_shared = c->shared;
     memset(last_attributes, 0, sizeof last_attributes);
