@@ -17,7 +17,7 @@ SDXL = "sdxl"  # the folder of the generated checkpoint, where all of this is do
 # Of growth what torch.compile, which takes minutes for each, is measured at.
 FEWER = "--sizes 64x64,128x128,256x256 --batches 1,4 --axes"
 
-# What each benchmark takes on two cores of an AMD EPYC of 2.6 GHz, in minutes.
+# Minutes that each should take on two idle cores of an AMD EPYC, by runs of parts of it.
 # In this order: what is most asked for first, the roof right behind the step that lies under it.
 COMMANDS = {
     "end-to-end --setting growth --against diffusers": 3,
