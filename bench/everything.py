@@ -34,7 +34,7 @@ COMMANDS = {
     "chip": 1,
 }
 PACKAGES = Path(diffusion_rt.__file__).absolute().parents[1]
-LONGEST = 1800  # seconds of one benchmark, after which it is ended: nobody need be there
+LONGEST = 3600  # seconds of one benchmark, after which it is ended: nobody need be there
 DISK, MEMORY = 8e9, 16e9  # bytes that the checkpoint and its step take
 
 Run = Callable[[Sequence[str], Path], int]
