@@ -33,6 +33,7 @@ from diffusion_rt.kernels.compile import host_library
 from diffusion_rt.kernels.driver.simulator import Simulator
 
 LIBRARIES = ("nvmath", "cudnn")  # what a build can measure beside our kernels
+BUILT = ("native", "--no-overlap")  # the engine and its flags, of the build that measures our own
 TACTICS = "tactics.json"  # what a build has measured, in the folder of records
 REMAIN = 30  # seconds that a build of tactics leaves for what comes after it
 
@@ -90,13 +91,12 @@ def native(sink: Sink) -> None:
     if sink.deadline - time.time() < REMAIN:
         sink.not_run("native", "out of time before its ways were measured")
         return
-    if not _build(sink, folder, "native", extent, "--no-overlap"):
+    if not _build(sink, folder, extent, *BUILT):
         return
     keep_tactics(sink)
     ours = partial(open_native, libraries=False, overlap=False)
     one = _time(sink, folder, "native", extent, ours)
-    libraries = ("--libraries", "--no-overlap")
-    if all(map(importable, LIBRARIES)) and _build(sink, folder, "native", extent, *libraries):
+    if all(map(importable, LIBRARIES)) and _build(sink, folder, extent, *BUILT, "--libraries"):
         _time(sink, folder, "native, libraries", extent, partial(open_native, overlap=False))
     # Last: where such a launch hangs, the rest is there.
     opened = partial(open_native, libraries=False, overlap=True)
@@ -117,7 +117,7 @@ def tensorrt(sink: Sink) -> None:
         return
     from diffusion_rt.engines.trt.backend import open_trt
 
-    if _build(sink, folder, "trt", FULL):
+    if _build(sink, folder, FULL, "trt"):
         _time(sink, folder, "trt", FULL, open_trt)
 
 
@@ -238,7 +238,7 @@ def _work(folder: ModelFolder, extent: Extent) -> tuple[int, int]:
     return flop, sum(plan.bytes_moved(operation) for operation in plan.operations)
 
 
-def _build(sink: Sink, folder: ModelFolder, engine: str, extent: Extent, *flags: str) -> bool:
+def _build(sink: Sink, folder: ModelFolder, extent: Extent, engine: str, *flags: str) -> bool:
     """Build the engines for one size; whether that came to its end."""
     command = [sys.executable, "-m", "diffusion_rt", "build", str(folder.path), "--engine", engine]
     command += ["--buckets", f"{extent.side}x{extent.side}", *flags]

@@ -4,7 +4,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from diffusion_rt.bench.gpu_model import TACTICS
+from diffusion_rt.bench.gpu_model import BUILT, TACTICS
 from diffusion_rt.bench.gpu_rows import TIME
 from diffusion_rt.bench.records import Record, read
 from diffusion_rt.engines.errors import BadInput
@@ -86,6 +86,6 @@ def _record(folder: Path) -> Record:
     """The record of the build that has measured."""
     for record in reversed(read(folder)):
         named = (record.benchmark, record.measure, record.setting.get("engine"))
-        if named == (TIME, "build", "native") and record.run:
+        if named == (TIME, "build", ", ".join(BUILT)) and record.run:
             return record
     raise BadInput(f"{folder}: no record of a native build; run bench/gpu.py --parts native again")

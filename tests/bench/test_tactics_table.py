@@ -41,7 +41,8 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "out"
     rows: list[Row] = []
     sink = Sink("native", CHIP, folder, time.time() + 9, "command", "a" * 40, rows.append)
-    sink.timed("build", [15.0], {"model": "m", "size": "1024x1024", "engine": "native"})
+    built = ", ".join(gpu_model.BUILT)
+    sink.timed("build", [15.0], {"model": "m", "size": "1024x1024", "engine": built})
     build_measures()
     gpu_model.keep_tactics(sink)
     wanted = "of 2 sizes, in tactics.json; launches that overlap are left off"
