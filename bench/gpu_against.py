@@ -10,7 +10,8 @@ import time
 from importlib.util import find_spec
 
 from diffusion_rt.bench.gpu_prepare import model_of
-from diffusion_rt.bench.gpu_rows import Sink
+from diffusion_rt.bench.gpu_rows import Outcome, Sink
+from diffusion_rt.bench.records import OURS
 
 REPEATS = 3
 
@@ -37,7 +38,11 @@ def _race(sink: Sink, *peers: str) -> None:
     command += ["--setting", "steps30", "--against", ",".join(peers)]
     command += ["--repeats", str(REPEATS), "--warm-up", "1", "--output", str(sink.output)]
     for line in told(sink, command).splitlines():
-        sink.say(peers[0], "wrong" if "not timed" in line else "timed", line)
+        outcome: Outcome = "wrong" if "not timed" in line else "timed"
+        # A peer that cannot run here says nothing of what is right.
+        if "not timed, failed:" in line and not line.startswith(OURS):
+            outcome = "not run"
+        sink.say(peers[0], outcome, line)
 
 
 def told(sink: Sink, command: list[str]) -> str:

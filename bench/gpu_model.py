@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from diffusion_rt.bench.gpu_rows import Setting, Sink, excess
 from diffusion_rt.engines.artefact import writing
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.gpu import Gpu, open_gpu
+from diffusion_rt.engines.errors import BadInput
 from diffusion_rt.engines.model_folder import ModelFolder
 from diffusion_rt.engines.native.backend import open_native
 from diffusion_rt.engines.native.lower import plan_of
-from diffusion_rt.engines.native.tactics import Tactics, read_measured
+from diffusion_rt.engines.native.tactics import read_measured
 from diffusion_rt.engines.native.ways import Way, Ways
 from diffusion_rt.engines.protocol import Backend
 from diffusion_rt.kernels.cache import Progress
@@ -98,6 +100,9 @@ def native(sink: Sink) -> None:
     one = _time(sink, folder, "native", extent, ours)
     if all(map(importable, LIBRARIES)) and _build(sink, folder, extent, *BUILT, "--libraries"):
         _time(sink, folder, "native, libraries", extent, partial(open_native, overlap=False))
+    if sink.deadline - time.time() < REMAIN / 2:
+        sink.not_run("native, launches overlap", "out of time")
+        return
     # Last: where such a launch hangs, the rest is there.
     opened = partial(open_native, libraries=False, overlap=True)
     other = _time(sink, folder, "native, launches overlap", extent, opened)
@@ -244,7 +249,7 @@ def _build(sink: Sink, folder: ModelFolder, extent: Extent, engine: str, *flags:
     command += ["--buckets", f"{extent.side}x{extent.side}", *flags]
     begun = time.perf_counter()
     try:
-        told(sink, command)
+        told(replace(sink, deadline=sink.deadline - REMAIN), command)
     except RuntimeError as error:
         sink.not_run(f"build {engine}", str(error))
         return False
@@ -255,20 +260,17 @@ def _build(sink: Sink, folder: ModelFolder, extent: Extent, engine: str, *flags:
 
 def keep_tactics(sink: Sink) -> None:
     """Leave the tactics that a build has measured beside the records, to be shipped from there."""
-    found = [
-        path
-        for path in cache_folder("tactics").glob("tactics-*.json")
-        if not read_measured(path)[0].libraries
-    ]
+    found = []
+    for path in cache_folder("tactics").glob("tactics-*.json"):
+        with suppress(BadInput):  # of another version, or damaged
+            if not read_measured(path)[0].libraries:
+                found.append(path)
     if sink.output is not None and found:
         newest = max(found, key=lambda path: path.stat().st_mtime)
         with writing(sink.output / TACTICS) as file:
             file.write(newest.read_bytes())
-        key, known = read_measured(newest)
-        tried = Tactics(newest.parent, key).overlap
-        overlap = {True: "taken", False: "left off", None: "not tried"}[tried]
-        note = f"of {len(known)} sizes, in {TACTICS}; launches that overlap are {overlap}"
-        sink.say("tactics", "noted", note, shown=False)
+        _, known = read_measured(newest)
+        sink.say("tactics", "noted", f"of {len(known)} sizes, in {TACTICS}", shown=False)
 
 
 def _setting(folder: ModelFolder, extent: Extent, engine: str) -> dict[str, str | int | float]:

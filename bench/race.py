@@ -53,6 +53,13 @@ class Lane:
         self.wrong = gate.refusal(wanted, got)
         self.parity = gate.share(wanted, got) if self.wrong is None else None
 
+    def fail(self, failed: Fault) -> None:
+        """Take the contender out, and say why; what fails in our own engine is raised."""
+        if self.name == OURS:
+            raise failed
+        self.absent = shortened(escaped(f"failed: {failed}"), 300)
+        self.rounds.clear()
+
     def weigh(self, contender: Contender) -> None:
         """Keep the most memory that any run took."""
         for name, found in (
@@ -78,8 +85,8 @@ def race(
 
     A turn takes every case once, and in it each contender; every second turn begins with the last
     of them. So whatever the machine does in between meets all cases and all contenders alike. Each
-    is first held against what `reference` draws; None is for contenders that do no arithmetic. One
-    that fails there stops no other.
+    is first held against what `reference` draws; None is for contenders that do no arithmetic. A
+    peer that fails stops no other; a Fault of our own engine is raised.
     `yardstick` is the reference in the contenders' shorter arithmetic: where it is given, twice its
     own error is allowed.
     """
@@ -94,20 +101,21 @@ def race(
             allowed = Gate.twice(wanted, yardstick.run(case).arrays)
         for contender, lane in zip(contenders, lanes, strict=True):
             try:
-                arrays = contender.run(case).arrays
+                lane.hold(allowed, wanted, contender.run(case).arrays)
             except Fault as failed:
-                lane.absent = shortened(escaped(f"failed: {failed}"), 300)
-            else:
-                lane.hold(allowed, wanted, arrays)
+                lane.fail(failed)
     for turn in range(-warm_up, repeats):
         for case, lanes in zip(cases, found, strict=True):
             tell(f"{case}: " + (f"run {turn + 1} of {repeats}" if turn >= 0 else "warm-up"))
             pairs = [pair for pair in zip(contenders, lanes, strict=True) if pair[1].fit]
             for contender, lane in pairs[:: -1 if turn % 2 else 1]:
-                seconds = contender.run(case).seconds
-                if turn >= 0:
-                    lane.rounds.append(seconds)
-                    lane.weigh(contender)
+                try:
+                    seconds = contender.run(case).seconds
+                    if turn >= 0:
+                        lane.rounds.append(seconds)
+                        lane.weigh(contender)
+                except Fault as failed:
+                    lane.fail(failed)
     return found
 
 

@@ -154,7 +154,7 @@ def stages(shelf: Shelf) -> Rows:
         if engine == "null" and record.measure != "own":
             continue  # what takes no arithmetic says nothing of the stages
         where = [str(setting["model"]), str(setting["size"]), engine]
-        stage = _captured(record) if engine in IDLE else MEASURES[record.measure]
+        stage = _captured(record) if engine in IDLE else MEASURES.get(record.measure, "all")
         cells = [*where, stage, count(record), amount(record)]
         for peer in peers:
             cells += beside(shelf, record, record.measure, peer)

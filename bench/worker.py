@@ -2,6 +2,7 @@
 
 import signal
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -39,20 +40,17 @@ class Worker:
 
     def run(self, case: Case) -> Outcome:
         """Have the case carried out; the seconds are those that passed over there."""
-        self._connection.send(case)
-        found: Outcome = self._answer()
+        found: Outcome = self._ask(case)
         return found
 
     def peak_rss(self) -> int | None:
         """The most memory that the process held while it carried out the last case, in bytes."""
-        self._connection.send("peak_rss")
-        found: int | None = self._answer()
+        found: int | None = self._ask("peak_rss")
         return found
 
     def peak_device(self) -> int | None:
         """What the process holds on a GPU, in bytes."""
-        self._connection.send("peak_device")
-        found: int | None = self._answer()
+        found: int | None = self._ask("peak_device")
         return found
 
     def close(self) -> None:
@@ -62,6 +60,11 @@ class Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+    def _ask(self, asked: Case | str) -> Any:
+        with suppress(BrokenPipeError):  # the process is gone: the answer says how
+            self._connection.send(asked)
+        return self._answer()
 
     def _answer(self) -> Any:
         try:

@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-overlap",
         dest="overlap",
         action="store_false",
-        help="from sm_90 on, do not try a step whose launches overlap; they stay off then",
+        help="from sm_90 on, do not try a step whose launches overlap; they are off then",
     )
     native.add_argument(
         "--pack-weights",

@@ -51,10 +51,12 @@ def hub_online(*, seconds: float = SECONDS, patience: float = PATIENCE) -> list[
     parts = _parts(text)
     if parts is None:
         return [_unusable(text, "hub online")]
+    # Without user and password, which urllib takes for part of the host; 401 is an answer too.
+    url = parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]).geturl()
     answers: list[Finding] = []
     # In a thread that is left behind where it takes too long: the time limit is of one read only.
     asking = threading.Thread(
-        target=lambda: answers.append(_asked(text, _shown(parts), seconds)), daemon=True
+        target=lambda: answers.append(_asked(url, _shown(parts), seconds)), daemon=True
     )
     asking.start()
     asking.join(patience)

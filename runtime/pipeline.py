@@ -299,7 +299,10 @@ class Pipeline:
             self.backend.check(encoder.graph, {"tokens": encoder.max_length})
         if self._denoiser is not None:
             tokens = self._texts().tokens(job.request, guided=job.guidance.rows == 2)
-            self._most_images(job, tokens, len(job.seeds))
+            images = len(job.seeds)
+            most = self._most_images(job, tokens, min(images, job.room.group))
+            if rest := images % most:  # the last group is smaller
+                self._most_images(job, tokens, rest)
         _, height, width = job.room.latent_shape
         tile = job.room.tile or max(height, width)
         sides = {"height": min(height, tile), "width": min(width, tile)}

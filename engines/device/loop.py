@@ -119,9 +119,9 @@ class _Loop:
             self._evaluate(bucket, evaluations.draws, iter(noise), report)
             latents, counter = self._fetched.fetch(self._stream, bucket.result)
         except BaseException:
-            with suppress(driver.DeviceError):  # the first error is the one to tell
-                self._noise.synchronize()
-                self._stream.synchronize()
+            for waits in (self._noise.synchronize, self._stream.synchronize):
+                with suppress(driver.DeviceError):  # the first error is the one to tell
+                    waits()
             raise
         bad = int(counter.view(CURSOR)[0]["bad"])
         if bad != ALL_FINITE:

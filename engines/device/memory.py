@@ -105,9 +105,10 @@ class Pinned:
 
     def reserve(self, nbytes: int) -> HostBuffer:
         """The memory, of so many bytes at least; taking it anew makes the device wait."""
+        nbytes = max(_rounded(nbytes), ALIGNMENT)
         if self._buffer is None or self._buffer.nbytes < nbytes:
             self.close()
-            self._buffer = self._device.pinned(max(nbytes, ALIGNMENT))
+            self._buffer = self._device.pinned(nbytes)
         return self._buffer
 
 

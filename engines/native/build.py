@@ -66,9 +66,9 @@ def build(
     that ship, or the likely fastest. With `archs` kernels are compiled for these chips and nothing
     is measured. Kernels are kept under the hash of all they are made from; `force` measures and
     packs anew. With `libraries` those that are installed are measured too, and run where they are
-    faster, until a build without. Without `overlap` launches that overlap are not tried, and stay
-    off where they were not tried before. With `pack_weights` those of every graph are kept as a
-    device wants them. Raises BadInput where there is no GPU and no `archs`, no compiler, none of
+    faster, until a build without. Without `overlap` launches that overlap are not tried, and are
+    off until a build with. With `pack_weights` those of every graph that a prompt runs are kept as
+    a device wants them. Raises BadInput where there is no GPU and no `archs`, no compiler, none of
     the libraries asked for, no room for weights, and where the model has a node that no kernel
     runs.
     """
@@ -131,8 +131,11 @@ def measured(
     are closed.
     """
     started = time.perf_counter()
+    changed = force or (not overlap and tactics.overlap is not None)
     if force:
         tactics.forget()
+    if not overlap:
+        tactics.overlap = None
     count = 0
     with tactics.locked():
         opened = NativeGraphs(target.model, gpu, precision=target.precision, libraries=libraries)
@@ -148,7 +151,7 @@ def measured(
                         raise
                     _LOG.warning("not measured: %s", short)
                 tried.add(graph)
-            if count or not tactics.path.exists():
+            if count or changed or not tactics.path.exists():
                 tactics.save()
             wanted = overlap and LOOP in tried and tactics.overlap is None
             if wanted and gpu.device.arch >= FIRST_ARCH:

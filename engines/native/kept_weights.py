@@ -3,7 +3,7 @@
 import logging
 import os
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from diffusion_rt.engines.artefact import Progress, locked, remove_partials
 from diffusion_rt.engines.cache_folder import cache_folder, cache_path
@@ -85,7 +85,9 @@ def whole(
 
 def _key(model: ModelFolder, arrangement: Arrangement) -> bytes:
     files = model.manifest.files
-    return key_of(arrangement, {place: files[place].sha256 for place in arrangement.locations})
+    # As `check_external` finds them: the manifest spells no `./`.
+    hashes = {place: files[str(PurePosixPath(place))].sha256 for place in arrangement.locations}
+    return key_of(arrangement, hashes)
 
 
 def _place(model: ModelFolder, graph: str, dtype: Arithmetic) -> Path:

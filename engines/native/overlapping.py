@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from diffusion_rt.engines.device.memory import Arrays, Layout, Pinned
 from diffusion_rt.engines.device.protocol import DeviceArray
+from diffusion_rt.engines.errors import OutOfMemory
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.measure import REPEATS
 from diffusion_rt.engines.native.tactics import Tactics
-from diffusion_rt.kernels.driver import DeviceError
+from diffusion_rt.kernels import driver
 
 FIRST_ARCH = 90  # the first chip that can
 SETS = 2  # of inputs
@@ -54,7 +55,12 @@ def choose_overlap(
     tactics.save()
     try:
         found = trial(graphs, graph, sizes)
-    except DeviceError as error:
+    except (OutOfMemory, driver.OutOfMemory) as short:
+        tactics.overlap = None  # nothing was found out: the next build tries
+        tactics.save()
+        _LOG.warning("launches that overlap were not tried: %s: %s", graph, short)
+        return
+    except driver.DeviceError as error:
         _LOG.warning("launches that overlap stay off: %s: %s", graph, error)
         return
     if not found.same:

@@ -104,7 +104,10 @@ def open_packed(path: Path, key: bytes, nbytes: int) -> Iterator[Packed]:
     """
     with reading(path, follow_links=False) as file:
         found, size = os.fstat(file.fileno()).st_size, _head_bytes(nbytes) + nbytes
-        head = file.read(_head_bytes(nbytes)) if found >= _FIXED else b""
+        try:
+            head = file.read(_head_bytes(nbytes)) if found >= _FIXED else b""
+        except OSError as error:
+            raise BadInput(f"{path}: {error.strerror or error}") from None
         if not head.startswith(MAGIC):
             raise BadInput(f"{path}: no packed weights")
         if head[40:72] != key:

@@ -70,7 +70,11 @@ def read_tables(arch: int, folder: Path = TABLES) -> tuple[Table, ...]:
     path = path_of(arch, folder)
     if not path.exists():
         return ()
-    found: _File = decode(_File, strict_json.parse(read_bytes(path, MAX_BYTES), str(path)), "")
+    parsed = strict_json.parse(read_bytes(path, MAX_BYTES), str(path))
+    try:
+        found: _File = decode(_File, parsed, "")
+    except BadInput as wrong:
+        raise BadInput(f"{path}: {wrong}") from None
     if found.arch != arch:
         raise BadInput(f"{path}: of sm_{found.arch}; give it that name")
     return tuple(sorted(found.tables, key=lambda table: table.source))

@@ -25,6 +25,7 @@ from diffusion_rt.engines.trt.places import (
 from diffusion_rt.engines.trt.plan_file import (
     Constant,
     PlanHeader,
+    is_ours,
     open_plan,
     plan_path,
     read_header,
@@ -200,7 +201,9 @@ class _Maker:
         It is not the one for new plans where the model's own folder cannot be written and has one.
         """
         folders = folders_of_kind(self.model, self.machine, self.options.builder.compatibility)
-        return next(iter(latest_first(folders, graph)), self.folder)
+        found = latest_first(folders, graph)
+        ours = (folder for folder in found if is_ours(folder, graph))
+        return next(ours, next(iter(found), self.folder))
 
     def there(self, folder: Path, graph: str) -> tuple[PlanHeader | None, list[str]]:
         """The header of the plan there is, if every byte of it is as it was written; else why not.

@@ -157,6 +157,21 @@ def test_what_a_simulator_does_not_stand_for_is_said(part: Any, tmp_path: Path) 
     assert [row.outcome for row in rows] == ["not run"]
 
 
+def test_a_peer_that_cannot_run_is_not_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "compile not timed, failed: compile: no compiler": "not run",
+        "compile not timed, wrong: latents differ by 1": "wrong",
+        "diffusion-rt not timed, failed: diffusion-rt: lost": "wrong",
+        "diffusion-rt step 20 ms": "timed",
+    }
+    monkeypatch.setattr(gpu_against, "told", lambda sink, command: "\n".join(said))
+    monkeypatch.setattr(gpu_against, "model_of", lambda sink, part: open_model(SHIPPED))
+    rows = rows_of(gpu_against.eager, tmp_path, CHIP)
+    assert {row.note: row.outcome for row in rows} == said
+
+
 def test_a_process_knows_how_old_it_is() -> None:
     age = gpu_model._age()
     assert 0 < age < 24 * 3600

@@ -101,6 +101,22 @@ def test_a_contender_that_fails_stops_no_other() -> None:
     assert parse(json.dumps(encode(told)).encode(), "told") == told, "a record that can be kept"
     with pytest.raises(Fault):  # what all are held against
         run(FakeContender(OURS, log), reference=failing)
+    with pytest.raises(Fault):
+        run(Failing(OURS, log), reference, reference=reference)
+
+
+def test_a_contender_that_fails_while_it_is_timed_has_no_times() -> None:
+    class Dying(FakeContender):
+        def run(self, case: Case) -> Outcome:
+            if self.runs == 3:
+                raise Fault("compile: its process ended early")
+            return super().run(case)
+
+    log: list[str] = []
+    lanes = run(FakeContender(OURS, log), Dying("compile", log), repeats=3, warm_up=1)
+    assert [len(lane.rounds) for lane in lanes] == [3, 0]
+    assert lanes[1].absent == "failed: compile: its process ended early"
+    assert not any(record.against for record in records_of(origin(), lanes, {}))
 
 
 def test_nobody_is_compared_with_us_when_we_are_wrong() -> None:

@@ -29,6 +29,8 @@ def test_cases_are_carried_out_elsewhere(worker: Worker) -> None:
     assert worker.run(case()).seconds == {"picture": [3.0]}, "a failure is not the end"
     with pytest.raises(Fault, match=r"its process ended early \(status 7\)"):
         worker.run(case(prompt="die"))
+    with pytest.raises(Fault, match=r"its process ended early \(status 7\)"):
+        worker.run(case())
 
 
 def test_a_peak_is_that_of_the_last_case(worker: Worker) -> None:

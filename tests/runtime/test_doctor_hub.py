@@ -210,10 +210,21 @@ def test_secrets_are_never_shown(monkeypatch: Patch) -> None:
     assert "HF_TOKEN is set" in found
     assert "https://hub.example" in found
     assert "secret" not in found
-    for address in ("http://me:secret@127.0.0.1:1", "ftp://me:secret@hub.example"):
+    for address in (
+        "http://me:secret@127.0.0.1:1",
+        "https://me:secret@localhost",
+        "ftp://me:secret@hub.example",
+    ):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert "secret" not in str((hub_online(), hub_settings()))
+
+
+def test_a_hub_that_wants_a_password_is_reached(monkeypatch: Patch) -> None:
+    with hub(status(200)) as (address, asked):
+        monkeypatch.setenv("HF_ENDPOINT", address.replace("://", "://me:secret@"))
+        assert only(hub_online()).found == f"{address} answers 200"
+        assert len(asked) == 1
 
 
 def test_the_network_is_left_alone_unless_asked(

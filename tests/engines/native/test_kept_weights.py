@@ -18,8 +18,10 @@ from diffusion_rt.engines.kept import kept_name
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native import build as building
 from diffusion_rt.engines.native import packed as packed_files
+from diffusion_rt.engines.native.arrangement import Arrangement
 from diffusion_rt.engines.native.build import Built, packed
 from diffusion_rt.engines.native.graphs import NativeGraphs
+from diffusion_rt.engines.native.kept_weights import pack, whole
 from diffusion_rt.engines.native.needed import runs, target_of
 from diffusion_rt.engines.native.weights import Weights
 from diffusion_rt.engines.spec import Precision
@@ -100,6 +102,18 @@ def test_every_graph_is_packed_and_none_is_arranged(model: ModelFolder, opened: 
     for graph, wanted in zip(graphs, with_files, strict=True):
         np.testing.assert_array_equal(opened.bytes(graph), wanted)
     assert opened.arranged == len(graphs)
+
+
+def test_a_location_may_be_spelt_in_another_way(model: ModelFolder, opened: Opened) -> None:
+    """As in graphs that name `./unet/…`, which the manifest does not."""
+    plan = opened.graphs.loaded(GRAPH).planned(SIZES).plan
+    weights = []
+    for weight in plan.weights.values():
+        sources = (replace(one, location=f"./{one.location}") for one in weight.sources)
+        weights.append(replace(weight, sources=tuple(sources)))
+    arrangement = Arrangement(weights, plan.constants)
+    path = pack(model, GRAPH, plan.dtype, arrangement)
+    assert whole(model, GRAPH, plan.dtype, arrangement) == path
 
 
 def test_a_file_that_is_whole_is_kept(model: ModelFolder) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.gpu import Gpu
+from diffusion_rt.engines.errors import OutOfMemory
 from diffusion_rt.engines.model_folder import ModelFolder, open_model
 from diffusion_rt.engines.native import build as building
 from diffusion_rt.engines.native import overlapping
@@ -17,6 +18,7 @@ from diffusion_rt.engines.native.needed import Target
 from diffusion_rt.engines.native.overlapping import Trial, choose_overlap, trial
 from diffusion_rt.engines.native.tactics import Tactics, key_of
 from diffusion_rt.engines.native.ways import Call, Enqueue, LibraryCall, launching
+from diffusion_rt.kernels import driver
 from diffusion_rt.kernels.driver import DeviceError
 from support.device_graphs import simulated_gpu
 
@@ -128,6 +130,24 @@ def test_a_trial_that_does_not_come_back_is_not_made_again(
     assert again(tactics, gpu).overlap is False
 
 
+@pytest.mark.parametrize("short", [OutOfMemory("no room"), driver.OutOfMemory("no room")])
+def test_a_trial_without_memory_is_made_by_the_next_build(
+    graphs: NativeGraphs,
+    gpu: Gpu,
+    tactics: Tactics,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    short: Exception,
+) -> None:
+    def full(*_: object) -> Trial:
+        raise short
+
+    monkeypatch.setattr(overlapping, "trial", full)
+    choose_overlap(graphs, GRAPH, SIZES, tactics)
+    assert "were not tried: unet_timestep: no room" in caplog.text
+    assert again(tactics, gpu).overlap is None
+
+
 @pytest.mark.parametrize("faster", [True, False])
 def test_a_build_tries_once_and_what_opens_after_it_does_so(
     model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
@@ -159,6 +179,10 @@ def test_a_build_tries_once_and_what_opens_after_it_does_so(
     assert tried == ["unet_step"]
     assert not built(90, force=True).kept
     assert tried == ["unet_step"] * 2
+    built(90, overlap=False)
+    assert Tactics(cache_folder("tactics"), key_of(simulated_gpu(arch=90).device)).overlap is None
+    assert not built(90).kept
+    assert tried == ["unet_step"] * 3
     for arch, asked in ((90, None), (90, True), (90, False), (80, None)):
         opened = open_native(model, gpu=simulated_gpu(arch=arch), overlap=asked)
         wanted = asked if asked is not None else arch == 90 and faster

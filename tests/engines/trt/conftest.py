@@ -1,6 +1,7 @@
 """TensorRT, simulated or real, and the shipped model with engines built on it.
 
-The tests have a cache folder of their own: what plans are trusted is noted there.
+The tests of a module have a cache folder of their own: what plans are trusted is noted there, and
+plans lie there that a folder could not take.
 """
 
 import shutil
@@ -21,9 +22,9 @@ from support.simulated_build import in_place_of_tensorrt
 from support.tensorrt_bench import COVERAGE, KINDS, PLAIN, Kind, tensorrt_on
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Set for the whole run, so that tests of hypothesis may use it too."""
+    """Set for a whole module, so that tests of hypothesis may use it too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

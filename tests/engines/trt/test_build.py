@@ -182,6 +182,20 @@ def test_engines_that_somebody_else_built(
     assert all("was not built by you here" in built.reasons[0] for built in anew.built)
 
 
+def test_engines_of_somebody_else_do_not_hide_ours(
+    small: ModelFolder, device: Simulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs lie in a folder that cannot be written, ours in the cache, and theirs are newer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "theirs"))
+        theirs = small_build(small, device).folder
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(small.path))
+    assert not any(built.kept for built in small_build(small, device).built)
+    for path in theirs.iterdir():
+        os.utime(path, (4e9, 4e9))
+    assert all(built.kept for built in small_build(small, device).built)
+
+
 def test_a_second_builder_is_refused(small: ModelFolder, device: Simulator) -> None:
     folder = folder_of(small.path)
     folder.mkdir(parents=True)

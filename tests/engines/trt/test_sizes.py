@@ -96,6 +96,8 @@ def test_engines_that_want_more_pictures_at_once(
     with pytest.raises(BadInput, match=r"batch 2 is not within 4:8:8 .* --batch 1:4:4"):
         denoiser.most_images((4, 16, 16), rows=2, tokens=32, images=1)
     assert denoiser.most_images((4, 16, 16), rows=2, tokens=32, images=9) == 4
+    # A group of four, and one that is left over: told before the four are drawn.
+    assert "batch 2 is not within 4:8:8" in refused(other, gpu, num_images_per_prompt=5)
 
 
 def test_a_size_that_the_decoder_lacks(model: ModelFolder, gpu: Gpu, tmp_path: Path) -> None:
