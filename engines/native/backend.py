@@ -1,6 +1,7 @@
 """The native engine as a backend: on a GPU by our kernels, or on the host by their references."""
 
 import logging
+from collections.abc import Sequence
 
 from diffusion_rt.engines.cache_folder import cache_folder
 from diffusion_rt.engines.device.backend import DeviceBackend
@@ -11,9 +12,10 @@ from diffusion_rt.engines.native.executor import Choose
 from diffusion_rt.engines.native.graphs import NativeGraphs
 from diffusion_rt.engines.native.libraries import open_libraries
 from diffusion_rt.engines.native.needed import Target, target_of
+from diffusion_rt.engines.native.overlapping import LOOP
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.protocol import Backend
-from diffusion_rt.engines.spec import Precision
+from diffusion_rt.engines.spec import GRAPHS, Precision
 from diffusion_rt.kernels.cache import Progress
 
 _LOG = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def open_native(
 
     `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
     device memory to take at most. With `overlap` kernels start before the one ahead has ended; None
-    is what a build has found to be right and faster here, and off where none has tried. `libraries`
+    is so in `unet_step` where a build has found it right and faster here, and nowhere else. `libraries`
     are opened where a build has measured with them. `choose` takes one of an operation's ways;
     without it, the fastest that was measured here, or that a shipped table has, or else the likely
     fastest. Kernels for a picture of `size` (width and height in pixels, the model's own for None)
@@ -78,13 +80,20 @@ def _graphs(
             gpu,
             precision=target.precision,
             choose=choose or tactics.choose,
-            overlap=bool(tactics.overlap) if overlap is None else overlap,
+            overlap=_overlapping(overlap, tactics),
             libraries=opened,
         )
     except BaseException:
         for library in opened:
             library.close()
         raise
+
+
+def _overlapping(asked: bool | None, tactics: Tactics) -> Sequence[str]:
+    """The graphs whose launches overlap: all or none as asked, or what a build has tried."""
+    if asked is None:
+        return (LOOP,) if tactics.overlap else ()
+    return GRAPHS if asked else ()
 
 
 def open_host(folder: ModelFolder, *, precision: Precision | None = None) -> Backend:

@@ -20,7 +20,7 @@ from diffusion_rt.engines.native.libraries import open_libraries
 from diffusion_rt.engines.native.lower import plan_of
 from diffusion_rt.engines.native.measure import measure
 from diffusion_rt.engines.native.needed import Target, needed, runs, target_of
-from diffusion_rt.engines.native.overlapping import FIRST_ARCH, choose_overlap
+from diffusion_rt.engines.native.overlapping import FIRST_ARCH, LOOP, choose_overlap
 from diffusion_rt.engines.native.precision import arithmetic
 from diffusion_rt.engines.native.tactics import Tactics, key_of, path_with_libraries
 from diffusion_rt.engines.native.ways import Chip, Library
@@ -30,7 +30,6 @@ from diffusion_rt.kernels.catalogue import ARCHS, Variant
 from diffusion_rt.kernels.driver import Device, NoDriver, limits_of, open_device
 
 Report = Callable[[str, int, int], None]  # (stage, done, total)
-LOOP = "unet_step"  # the graph that runs once a step
 ROWS = (2, 1)  # of the UNet for each image: with guidance and without
 
 _LOG = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The graphs of a model folder on one device, by kernels of our own."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -52,21 +52,21 @@ class NativeGraphs:
         *,
         precision: Precision = "float16",
         choose: Choose = likely_fastest,
-        overlap: bool = False,
+        overlap: Collection[str] = (),
         libraries: tuple[Library, ...] = (),
     ) -> None:
         """Open nothing yet; `gpu` is the caller's, and `libraries` are closed with the graphs.
 
-        `precision` is that of `open` where it is given none. With `overlap` kernels that wait for
-        the one ahead by themselves may start before it ends (sm_90 and newer). Raises BadInput
-        where the chip is too old.
+        `precision` is that of `open` where it is given none. In the graphs named by `overlap`
+        kernels that wait for the one ahead by themselves may start before it ends (sm_90 and
+        newer). Raises BadInput where the chip is too old.
         """
         check_chip(gpu)
         self.folder, self.gpu = folder, gpu
         self._precision = precision
         self._choose = choose
         self.overlap = overlap
-        """Of engines that are bound from now on."""
+        """Those graphs, of engines that are bound from now on."""
         self._libraries = libraries
         device = gpu.device
         with translated("the native engine"):
@@ -172,12 +172,12 @@ class NativeGraphs:
         self._wait()
         self._written.restore((component, name), self._on_device())
 
-    def ready(self, call: Call | LibraryCall) -> Enqueue:
-        """A call with its kernel loaded."""
+    def ready(self, call: Call | LibraryCall, graph: str) -> Enqueue:
+        """A call of a graph with its kernel loaded."""
         if isinstance(call, LibraryCall):
             return call.enqueue
         kernel, launch = self.gpu.kernel(call.variant), call.launch
-        if self.overlap and self.gpu.may_overlap(call.variant):
+        if graph in self.overlap and self.gpu.may_overlap(call.variant):
             launch = replace(launch, overlap=True)
         return launching(kernel, launch, call.arguments)
 
@@ -333,7 +333,7 @@ class LoadedGraph:
 
     def ready(self, call: Call | LibraryCall) -> Enqueue:
         """A call with its kernel loaded."""
-        return self._graphs.ready(call)
+        return self._graphs.ready(call, self.graph)
 
     def left_by(self, engine: NativeEngine) -> None:
         """Forget an engine."""

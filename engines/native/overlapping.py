@@ -24,6 +24,7 @@ from diffusion_rt.engines.native.measure import REPEATS
 from diffusion_rt.engines.native.tactics import Tactics
 from diffusion_rt.kernels import driver
 
+LOOP = "unet_step"  # the graph that is tried: it runs once a step
 FIRST_ARCH = 90  # the first chip that can
 SETS = 2  # of inputs
 
@@ -90,7 +91,7 @@ def trial(graphs: NativeGraphs, graph: str, sizes: Mapping[str, int]) -> Trial:
         replays, before = {}, graphs.overlap
         try:
             for overlap in (False, True):
-                graphs.overlap = overlap
+                graphs.overlap = (graph,) if overlap else ()
                 engine.bind(places)
                 sent.send(stream, [(places[name], given[0][name]) for name in engine.inputs])
                 engine.enqueue(stream)

@@ -322,18 +322,26 @@ class Recorded:
         self.launched.append((kernel.name, launch.overlap))
 
 
-@pytest.mark.parametrize(("arch", "overlap"), [(80, True), (90, False), (90, True)])
-def test_kernels_overlap_where_it_is_asked_and_the_chip_can(
-    model: ModelFolder, arch: int, overlap: bool
+@pytest.mark.parametrize(
+    ("arch", "named", "overlap"),
+    [
+        (80, ("unet_timestep",), False),
+        (90, (), False),
+        (90, ("unet_step",), False),
+        (90, ("unet_step", "unet_timestep"), True),
+    ],
+)
+def test_kernels_overlap_in_the_graphs_that_are_named_where_the_chip_can(
+    model: ModelFolder, arch: int, named: tuple[str, ...], overlap: bool
 ) -> None:
     gpu = simulated_gpu(arch=arch)
-    graphs = NativeGraphs(model, gpu, precision="float32", overlap=overlap)
+    graphs = NativeGraphs(model, gpu, precision="float32", overlap=named)
     engine = graphs.open("unet_timestep")
     bind(gpu, engine, 2)
     stream: Any = Recorded()
     engine.enqueue(stream)
     assert len(stream.launched) == 15
-    assert {overlaps for _, overlaps in stream.launched} == {overlap and arch == 90}
+    assert {overlaps for _, overlaps in stream.launched} == {overlap}
 
 
 def test_a_chip_that_is_too_old_is_named(model: ModelFolder) -> None:
