@@ -37,14 +37,14 @@ def open_native(
 
     `precision` is float16 where it is None and the folder has it. `budget` is how many bytes of
     device memory to take at most. With `overlap` kernels start before the one ahead has ended; None
-    is so in `unet_step` where a build has found it right and faster here, and nowhere else. `libraries`
-    are opened where a build has measured with them. `choose` takes one of an operation's ways;
-    without it, the fastest that was measured here, or that a shipped table has, or else the likely
-    fastest. Kernels for a picture of `size` (width and height in pixels, the model's own for None)
-    are compiled here where they are missing, and `progress` hears of them; what another size wants
-    beside them is compiled when it is drawn. Raises BadInput where there is no driver or no GPU,
-    where the GPU is too old, and where a kernel has to be compiled and cannot be. Where anything is
-    raised `gpu` is closed.
+    is so in `unet_step` where a build has found it right and faster here, and nowhere else.
+    `libraries` are opened where a build has measured with them. `choose` takes one of an
+    operation's ways; without it, the fastest that was measured here, or that a shipped table has,
+    or else the likely fastest. Kernels for a picture of `size` (width and height in pixels, the
+    model's own for None) are compiled here where they are missing, and `progress` hears of them;
+    what another size wants beside them is compiled when it is drawn. Raises BadInput where there is
+    no driver or no GPU, where the GPU is too old, and where a kernel has to be compiled and cannot
+    be. Where anything is raised `gpu` is closed.
     """
     gpu = gpu or open_gpu()
     try:
