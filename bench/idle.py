@@ -8,8 +8,7 @@ that what was sent comes back and no copy stands in the way before.
 
 import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +25,17 @@ from diffusion_rt.kernels.cache import Progress
 from diffusion_rt.kernels.catalogue import Variant
 from diffusion_rt.kernels.driver import Launch, Limits, TensorMap, limits_of
 from diffusion_rt.kernels.driver.arguments import TENSOR_MAP_BYTES, Parameter, Value
-from diffusion_rt.kernels.driver.interface import ALIGNMENT, Memory, Span
+from diffusion_rt.kernels.driver.interface import ALIGNMENT, Closing, Memory, Span
 
 ARCH = 90
 MEMORY = Memory(free=1 << 37, total=1 << 37)
 
 
-class Idle:
+class Idle(Closing):
     """What can be closed, as often as one likes."""
 
     def close(self) -> None:
         """Nothing is held but memory, which Python gives back."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class IdleBuffer(Idle):
@@ -250,7 +238,8 @@ class IdleGraphs(Idle):
         variant = self._folder.variant(graph, precision or self._precision)
         return IdleEngine(variant.inputs, variant.outputs)
 
-    def check(self, graph: str, sizes: Mapping[str, int]) -> None: ...
+    def check(self, graph: str, sizes: Mapping[str, int]) -> None:
+        """Any size is taken."""
 
     def most_images(
         self, latent_shape: tuple[int, int, int], *, rows: int, tokens: int, images: int

@@ -1,11 +1,9 @@
 """A device of which only some memory may be taken: to everything above it, a smaller one."""
 
-from types import TracebackType
-from typing import Self
-
 from diffusion_rt.kernels.driver import Device, Limits, OutOfMemory, TensorMap
 from diffusion_rt.kernels.driver.interface import (
     Buffer,
+    Closing,
     Event,
     HostBuffer,
     Memory,
@@ -15,7 +13,7 @@ from diffusion_rt.kernels.driver.interface import (
 )
 
 
-class BudgetedDevice:
+class BudgetedDevice(Closing):
     """A `Device` that takes no more than a budget, whatever else is free.
 
     What is taken is what the device's own count has fallen by since this was made, so what other
@@ -91,14 +89,3 @@ class BudgetedDevice:
     def close(self) -> None:
         """Close the device."""
         self._device.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

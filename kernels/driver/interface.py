@@ -23,18 +23,23 @@ ALIGNMENT = 256
 
 
 class Closing(Protocol):
-    """Something that holds a driver's object; closing it twice does nothing."""
+    """Something that holds a driver's object; closing it twice does nothing.
+
+    What derives from it is closed at the end of a `with`.
+    """
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Span(Protocol):

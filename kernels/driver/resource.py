@@ -1,12 +1,10 @@
 """Lifetimes: what is made from a device is closed once, and never used afterwards."""
 
-from types import TracebackType
-from typing import Self
-
 from diffusion_rt.kernels.driver.errors import Misuse
+from diffusion_rt.kernels.driver.interface import Closing
 
 
-class Resource:
+class Resource(Closing):
     """Something that is open until closed; the first of its owners to close takes it along.
 
     A subclass calls `__init__` here as soon as it holds a driver's object, not before: one whose
@@ -42,14 +40,3 @@ class Resource:
 
     def _release(self) -> None:
         """Give the driver's object back."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
