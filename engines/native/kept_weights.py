@@ -77,7 +77,7 @@ def pack(
 def whole(
     model: ModelFolder, graph: str, dtype: Arithmetic, arrangement: Arrangement
 ) -> Path | None:
-    """The packed file of a graph that would be used, if every byte of it is right."""
+    """The packed file of a graph that would be used, if all of its pieces are right."""
     key = _key(model, arrangement)
     found = _there(model, graph, dtype)
     return next((path for path in found if is_whole(path, key, arrangement.nbytes)), None)

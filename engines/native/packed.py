@@ -151,7 +151,7 @@ def write_packed(
 
 
 def is_whole(path: Path, key: bytes, nbytes: int) -> bool:
-    """Whether every byte of a packed file is as it was written."""
+    """Whether a packed file is as it was written, as far as its checks tell (`check_of`)."""
     room = np.zeros(min(PIECE, nbytes), np.uint8)
     try:
         with open_packed(path, key, nbytes) as packed:
